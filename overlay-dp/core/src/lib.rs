@@ -1,1 +1,7 @@
-//! core
+//! The sans-IO heart of overlay-dp: what a network, an endpoint and a VTEP are, the forwarding
+//! tables, and the slow path that decides what the eBPF programs could not.
+//!
+//! Nothing in here knows a socket, a clock or a random number generator: they are arguments.
+#![forbid(unsafe_code)]
+
+pub mod model;
