@@ -1,0 +1,117 @@
+//! The one place that knows which Debian packages are needed, and that installs them.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::process::{find_program, is_root, run, step};
+
+/// A Debian package, and how to see that what we need of it is there.
+#[derive(Clone, Copy)]
+pub struct Package {
+    name: &'static str,
+    why: &'static str,
+    /// A program's name, or an absolute path.
+    proof: &'static str,
+}
+
+const fn package(name: &'static str, proof: &'static str, why: &'static str) -> Package {
+    Package { name, why, proof }
+}
+
+/// A Rust that can compile `core` for BPF, next to whatever Rust the user has.
+pub const EBPF_RUST: [Package; 3] = [
+    package("rustc-web", "/usr/bin/rustc", "compiles the eBPF programs"),
+    package(
+        "rust-web-src",
+        "/usr/lib/rustlib/src/rust/library/core/Cargo.toml",
+        "source of Rust's core library, compiled for BPF",
+    ),
+    package("cargo-web", "/usr/bin/cargo", "builds the eBPF programs"),
+];
+
+/// What bpf-linker is compiled against.
+pub const EBPF_LINKER: [Package; 2] = [
+    package(
+        "llvm-22-dev",
+        "/usr/lib/llvm-22/lib/libLLVM.so",
+        "bpf-linker is compiled against it",
+    ),
+    package("gcc", "cc", "links bpf-linker"),
+];
+
+impl Package {
+    fn is_missing(&self) -> bool {
+        if self.proof.starts_with('/') {
+            !Path::new(self.proof).exists()
+        } else {
+            find_program(self.proof).is_none()
+        }
+    }
+}
+
+/// Installs those of `packages` that are missing, saying which and why before it starts.
+///
+/// # Errors
+/// When they can't be installed; the commands to do it by hand have been printed then.
+pub fn ensure(packages: &[Package]) -> Result<()> {
+    let missing: Vec<Package> = packages
+        .iter()
+        .copied()
+        .filter(Package::is_missing)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install(&missing)
+}
+
+/// Installs `packages` at their newest version, whether or not some version is there.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn install(packages: &[Package]) -> Result<()> {
+    let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
+    let debian = find_program("apt-get").is_some();
+    if !debian || !is_root() {
+        eprintln!("These are needed:");
+        list(packages);
+        if debian {
+            eprintln!("Install them with:");
+            eprintln!(
+                "    sudo apt-get update && sudo apt-get install -y {}",
+                names.join(" ")
+            );
+            bail!("packages are missing and only root can install them");
+        }
+        eprintln!("These are Debian's names; install what your distribution calls them.");
+        bail!("packages are missing and this is no Debian, so they can't be installed for you");
+    }
+    step("installing Debian packages with apt-get:");
+    list(packages);
+    run(apt_get().arg("update").arg("-qq"))?;
+    run(apt_get()
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(&names))?;
+    if let Some(package) = packages.iter().find(|package| package.is_missing()) {
+        bail!(
+            "apt-get installed {} but there is no {}: is it another release than Debian 12?",
+            package.name,
+            package.proof
+        );
+    }
+    Ok(())
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn list(packages: &[Package]) {
+    for package in packages {
+        eprintln!("    {:<14} {}", package.name, package.why);
+    }
+}
