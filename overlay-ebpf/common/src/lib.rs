@@ -1,1 +1,14 @@
-//! common
+//! What the eBPF programs and the agent must agree on: wire formats, BPF map layouts, counters,
+//! the punt link's marker, and the forwarding verdicts themselves.
+//!
+//! The verdicts ([`verdict`]) are generic over how bytes and tables are read, so that the very
+//! same code runs in XDP, in tcx and, natively, in tests and in the agent.
+#![no_std]
+
+pub mod checksum;
+pub mod counters;
+pub mod layout;
+pub mod outer;
+pub mod punt;
+pub mod verdict;
+pub mod wire;

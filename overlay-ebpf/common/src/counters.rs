@@ -1,0 +1,123 @@
+//! Drop reasons and event counters: flat enums that index per-CPU arrays.
+
+/// Declares an enum whose discriminants index a counter array, with a name and a meaning for each.
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident => $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// Every one, in the order of their indices.
+            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
+
+            /// How many there are: the size of the array they index.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The name that `status` prints.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($name::$variant => $text,)*
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Why a frame was dropped.
+    DropReason {
+        /// The frame ends inside a header that it must have.
+        Truncated => "truncated",
+        /// A container sent with a source MAC that is not its own.
+        SpoofedMac => "spoofed-mac",
+        /// A container sent from an IP address that is not its own.
+        SpoofedIp => "spoofed-ip",
+        /// A container announced, by ARP or neighbour advertisement, an address not its own.
+        SpoofedNeighbour => "spoofed-neighbour",
+        /// The inner frame has an 802.1Q or 802.1ad tag (RFC 7348 section 6.1).
+        InnerVlan => "inner-vlan",
+        /// The inner IP header contradicts itself.
+        InnerHeader => "inner-header",
+        /// The inner source MAC is a group address or zero.
+        InnerSource => "inner-source",
+        /// The destination is behind the port that the frame came from.
+        Hairpin => "hairpin",
+        /// The frame came in on a port the agent has not set up.
+        UnknownPort => "unknown-port",
+        /// The outer lengths contradict each other or the frame.
+        OuterLength => "outer-length",
+        /// The outer IPv4 header checksum is wrong.
+        OuterChecksum => "outer-checksum",
+        /// The VXLAN header has no valid VNI.
+        VxlanFlags => "vxlan-flags",
+        /// The outer source address is no VTEP of the cluster.
+        UnknownVtep => "unknown-vtep",
+        /// This host has no endpoint in a network with that VNI.
+        UnknownVni => "unknown-vni",
+        /// The inner source MAC belongs to another VTEP, or to a local port.
+        WrongVtep => "wrong-vtep",
+        /// The inner source MAC belongs to no endpoint of the network.
+        UnknownSource => "unknown-source",
+        /// The inner destination MAC belongs to no endpoint of the network.
+        UnknownDestination => "unknown-destination",
+        /// A frame from one VTEP for an endpoint behind another one.
+        NotLocal => "not-local",
+        /// Congestion experienced outside, but the inner packet does not know ECN (RFC 6040).
+        EcnIllegal => "ecn-illegal",
+        /// The next hop to the VTEP is not known (yet).
+        Unresolved => "unresolved-next-hop",
+        /// The frame is larger than the punt link carries.
+        PuntTooBig => "punt-too-big",
+        /// A helper of the kernel refused to change or redirect the frame.
+        Helper => "helper-failed",
+        /// A frame on the punt link that neither the agent nor our programs sent.
+        NotPunted => "not-punted",
+        /// The agent had no free frame to send with.
+        PuntQueueFull => "punt-queue-full",
+    }
+}
+
+counters! {
+    /// What the data path did.
+    Stat {
+        /// Frames taken from ports.
+        PortFrames => "port-frames",
+        /// Frames encapsulated and sent to a VTEP by the fast path.
+        Encapsulated => "encapsulated",
+        /// VXLAN frames taken from the uplink.
+        UplinkFrames => "uplink-frames",
+        /// Frames decapsulated and given to a port by the fast path.
+        Decapsulated => "decapsulated",
+        /// Frames given from one local port to another.
+        Switched => "switched",
+        /// ARP requests answered by the fast path.
+        ArpReplies => "arp-replies",
+        /// Neighbour solicitations answered by the fast path.
+        NdReplies => "nd-replies",
+        /// Frames handed to the agent.
+        Punted => "punted",
+        /// Frames the agent sent to ports.
+        AgentToPort => "agent-to-port",
+        /// Frames the agent sent to VTEPs.
+        AgentToVtep => "agent-to-vtep",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_dense() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+        for (index, stat) in Stat::ALL.iter().enumerate() {
+            assert_eq!(*stat as usize, index);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Keys and values of the BPF maps: no padding, so that every byte is defined. The agent is the
+//! only writer; the programs only read (counters excepted).
+
+use crate::wire::{Ip16, Mac, UNSPECIFIED, ip_eq};
+
+/// Declares that a type is plain bytes the agent may put into a BPF map, and proves its size.
+macro_rules! pod {
+    ($type:ty, $size:literal) => {
+        const _: () = assert!(size_of::<$type>() == $size);
+
+        // SAFETY: `#[repr(C)]`, Copy, 'static, and made of integers and byte arrays only; the
+        // assertion above counts the fields' bytes, so there is no padding.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $type {}
+    };
+}
+
+/// The names of maps and programs: what the agent asks the BPF object for.
+pub mod names {
+    /// `Array<Config>` with one entry.
+    pub const CONFIG: &str = "OVL_CONFIG";
+    /// `HashMap<u32 ifindex, PortEntry>`.
+    pub const PORTS: &str = "OVL_PORTS";
+    /// `HashMap<u32 VNI, NetworkEntry>`.
+    pub const NETWORKS: &str = "OVL_NETWORKS";
+    /// `HashMap<FdbKey, FdbEntry>`.
+    pub const FDB: &str = "OVL_FDB";
+    /// `HashMap<NeighbourKey, NeighbourEntry>`.
+    pub const NEIGHBOURS: &str = "OVL_NEIGHBOURS";
+    /// `HashMap<Ip16, VtepEntry>`.
+    pub const VTEPS: &str = "OVL_VTEPS";
+    /// `PerCpuArray<u64>` indexed by [`crate::counters::DropReason`].
+    pub const DROPS: &str = "OVL_DROPS";
+    /// `PerCpuArray<u64>` indexed by [`crate::counters::Stat`].
+    pub const STATS: &str = "OVL_STATS";
+    /// `XskMap` with the agent's AF_XDP socket at 0.
+    pub const XSKS: &str = "OVL_XSKS";
+
+    /// XDP on ports.
+    pub const PORT_XDP: &str = "ovl_port_xdp";
+    /// XDP on the uplink.
+    pub const UPLINK_XDP: &str = "ovl_uplink_xdp";
+    /// tcx ingress on ports.
+    pub const PORT_TC: &str = "ovl_port_tc";
+    /// tcx ingress on the uplink.
+    pub const UPLINK_TC: &str = "ovl_uplink_tc";
+    /// tcx ingress on the near end of the punt link: frames that the agent sends.
+    pub const AGENT_TC: &str = "ovl_agent_tc";
+    /// XDP on the far end of the punt link: into the agent's socket.
+    pub const PUNT_XDP: &str = "ovl_punt_xdp";
+}
+
+/// What is true for the whole host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This host's VTEP address.
+    pub vtep: Ip16,
+    /// The near end of the punt link.
+    pub punt_ifindex: u32,
+    /// UDP port of VXLAN, host order.
+    pub data_port: u16,
+    /// Zero.
+    pub _zero: u16,
+}
+pod!(Config, 24);
+
+/// A port: the host end of a container's veth.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortEntry {
+    /// The network it is on, host order.
+    pub vni: u32,
+    /// Largest inner packet (Ethernet header excluded), in bytes.
+    pub mtu: u32,
+    /// The only source MAC it may use.
+    pub mac: Mac,
+    /// Zero.
+    pub _zero: [u8; 2],
+    /// The only IPv4 source address it may use.
+    pub ip4: [u8; 4],
+    /// The IPv6 source addresses it may use; [`UNSPECIFIED`] where there are fewer.
+    pub ip6: [Ip16; 2],
+}
+pod!(PortEntry, 52);
+
+/// A network that has an endpoint on this host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkEntry {
+    /// Largest inner packet (Ethernet header excluded), in bytes.
+    pub mtu: u32,
+}
+pod!(NetworkEntry, 4);
+
+/// Names one MAC of one network. Twelve bytes and not nine, because the kernel hashes keys of
+/// whole words faster.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FdbKey {
+    vni: u32,
+    mac: Mac,
+    _zero: [u8; 2],
+}
+pod!(FdbKey, 12);
+
+impl FdbKey {
+    /// The key of `mac` on the network `vni` (host order).
+    #[inline(always)]
+    pub const fn new(vni: u32, mac: Mac) -> FdbKey {
+        FdbKey {
+            vni,
+            mac,
+            _zero: [0; 2],
+        }
+    }
+
+    /// The network, host order.
+    pub const fn vni(&self) -> u32 {
+        self.vni
+    }
+
+    /// The address.
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+}
+
+/// Where a MAC is: behind a VTEP, or behind a local port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FdbEntry {
+    vtep: Ip16,
+    ifindex: u32,
+}
+pod!(FdbEntry, 20);
+
+impl FdbEntry {
+    /// Behind the VTEP with this address.
+    #[inline(always)]
+    pub const fn remote(vtep: Ip16) -> FdbEntry {
+        FdbEntry { vtep, ifindex: 0 }
+    }
+
+    /// Behind the local port with this ifindex.
+    #[inline(always)]
+    pub const fn local(ifindex: u32) -> FdbEntry {
+        FdbEntry {
+            vtep: UNSPECIFIED,
+            ifindex,
+        }
+    }
+
+    /// The local port's ifindex, if it is local.
+    #[inline(always)]
+    pub const fn port(&self) -> Option<u32> {
+        if self.ifindex != 0 {
+            Some(self.ifindex)
+        } else {
+            None
+        }
+    }
+
+    /// The VTEP it is behind; [`UNSPECIFIED`] if it is local.
+    #[inline(always)]
+    pub const fn vtep(&self) -> &Ip16 {
+        &self.vtep
+    }
+
+    /// True when it is behind exactly this VTEP.
+    #[inline(always)]
+    pub const fn is_behind(&self, vtep: &Ip16) -> bool {
+        self.ifindex == 0 && ip_eq(&self.vtep, vtep)
+    }
+}
+
+/// Names one address of one network.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NeighbourKey {
+    vni: u32,
+    ip: Ip16,
+}
+pod!(NeighbourKey, 20);
+
+impl NeighbourKey {
+    /// The key of `ip` on the network `vni` (host order).
+    #[inline(always)]
+    pub const fn new(vni: u32, ip: Ip16) -> NeighbourKey {
+        NeighbourKey { vni, ip }
+    }
+}
+
+/// The MAC of a neighbour.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighbourEntry {
+    /// Its address.
+    pub mac: Mac,
+    /// Zero.
+    pub _zero: [u8; 2],
+}
+pod!(NeighbourEntry, 8);
+
+/// How to reach a VTEP: kept by the agent from the kernel's routes and neighbours.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VtepEntry {
+    /// The outer source address: always this host's advertised one.
+    pub src_ip: Ip16,
+    /// The interface to send on; 0 while the next hop is not resolved.
+    pub ifindex: u32,
+    /// Largest inner packet (Ethernet header excluded) that fits on the way there, in bytes.
+    pub mtu: u32,
+    /// Outer source MAC.
+    pub src_mac: Mac,
+    /// Outer destination MAC: the next hop's.
+    pub dst_mac: Mac,
+}
+pod!(VtepEntry, 36);

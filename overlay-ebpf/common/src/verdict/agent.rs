@@ -1,0 +1,40 @@
+//! Frames that the agent sends over the punt link.
+
+use super::{Frame, Tables, Verdict};
+use crate::counters::DropReason;
+use crate::punt::{self, Kind};
+use crate::wire::{ETH_LEN, IPV4_LEN, map_v4};
+
+/// Decides about a frame that came in on the near end of the punt link.
+#[inline(always)]
+pub fn from_agent<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Verdict<'t> {
+    match decide(frame, tables) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn decide<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Result<Verdict<'t>, DropReason> {
+    let eth: [u8; ETH_LEN] = frame.load(0).ok_or(DropReason::NotPunted)?;
+    let marker = punt::decode(&eth).ok_or(DropReason::NotPunted)?;
+    match marker.kind {
+        Kind::ToPort => {
+            tables.port(marker.ifindex).ok_or(DropReason::UnknownPort)?;
+            Ok(Verdict::Decap {
+                ifindex: marker.ifindex,
+                ecn: None,
+            })
+        }
+        Kind::ToVtep => {
+            let ip: [u8; IPV4_LEN] = frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
+            let dst = map_v4([ip[16], ip[17], ip[18], ip[19]]);
+            let vtep = tables.vtep(&dst).ok_or(DropReason::UnknownVtep)?;
+            if vtep.ifindex == 0 {
+                return Err(DropReason::Unresolved);
+            }
+            Ok(Verdict::Forward { vtep })
+        }
+        Kind::FromPort | Kind::FromUplink => Err(DropReason::NotPunted),
+    }
+}

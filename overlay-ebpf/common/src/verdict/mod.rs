@@ -1,0 +1,176 @@
+//! What is to become of a frame: the fast path's decisions, without a packet pointer or a map in
+//! sight. The programs bring a [`Frame`] and [`Tables`] and carry out the [`Verdict`]; tests and
+//! the agent bring slices and hash maps.
+//!
+//! A miss is not an error: what the tables can't decide is punted to the agent.
+
+mod agent;
+pub mod neighbour;
+mod port;
+mod uplink;
+
+pub use agent::from_agent;
+pub use port::from_port;
+pub use uplink::from_uplink;
+
+use crate::counters::DropReason;
+use crate::layout::{
+    Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
+};
+use crate::outer::{Meta, mix};
+use crate::punt::Reason;
+use crate::wire::{
+    ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, IPV4_LEN, Ip16, Mac, PROTO_SCTP, PROTO_TCP, PROTO_UDP, be16,
+};
+
+/// Bytes of a frame, checked.
+pub trait Frame {
+    /// `N` bytes at `offset`, or `None` when the frame ends before.
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// The whole frame's length in bytes, Ethernet header included.
+    fn total_len(&self) -> u32;
+
+    /// The payload bytes of one segment when the frame is a GSO super-packet, else 0.
+    fn gso_size(&self) -> u32;
+}
+
+/// The forwarding tables, read.
+pub trait Tables {
+    /// What is true for the whole host; `None` before the agent wrote it.
+    fn config(&self) -> Option<&Config>;
+    /// The port with this ifindex.
+    fn port(&self, ifindex: u32) -> Option<&PortEntry>;
+    /// The network with this VNI, if this host has an endpoint in it.
+    fn network(&self, vni: u32) -> Option<&NetworkEntry>;
+    /// Where a MAC is.
+    fn fdb(&self, key: &FdbKey) -> Option<&FdbEntry>;
+    /// The MAC of an address.
+    fn neighbour(&self, key: &NeighbourKey) -> Option<&NeighbourEntry>;
+    /// How to reach a VTEP.
+    fn vtep(&self, ip: &Ip16) -> Option<&VtepEntry>;
+}
+
+/// What is to become of a frame.
+#[derive(Clone, Copy, Debug)]
+pub enum Verdict<'t> {
+    /// It is none of ours: the host's network stack gets it.
+    Pass,
+    /// Drop and count it.
+    Drop(DropReason),
+    /// Hand it to the agent.
+    Punt {
+        /// Why.
+        reason: Reason,
+        /// The network it is on.
+        vni: u32,
+    },
+    /// Put outer headers in front and send it to a VTEP.
+    Encap {
+        /// How to get there.
+        vtep: &'t VtepEntry,
+        /// The VTEP's address.
+        dst: &'t Ip16,
+        /// From the inner packet.
+        meta: Meta,
+        /// The network it is on.
+        vni: u32,
+    },
+    /// Give it, as it is, to another local port.
+    Switch {
+        /// The port.
+        ifindex: u32,
+    },
+    /// Turn the ARP request into its reply ([`neighbour::arp_reply`]) and send it back.
+    ArpReply {
+        /// The answer.
+        mac: Mac,
+    },
+    /// Turn the neighbour solicitation into its advertisement ([`neighbour::nd_reply`]) and send
+    /// it back.
+    NdReply {
+        /// The answer.
+        mac: Mac,
+    },
+    /// Take the outer headers off and give the inner frame to a port.
+    Decap {
+        /// The port.
+        ifindex: u32,
+        /// What ECN makes of the inner header.
+        ecn: Option<EcnRewrite>,
+    },
+    /// It has its outer headers already: give it the addresses of the next hop and send it.
+    Forward {
+        /// How to get there.
+        vtep: &'t VtepEntry,
+    },
+}
+
+/// New bytes for an inner IP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EcnRewrite {
+    /// The header's second byte: the IPv4 TOS, or the low half of IPv6's traffic class with the
+    /// flow label's first bits.
+    pub byte1: u8,
+    /// The new IPv4 header checksum; `None` for IPv6.
+    pub checksum: Option<[u8; 2]>,
+}
+
+/// An Ethernet header.
+struct Eth {
+    dst: Mac,
+    src: Mac,
+    ethertype: u16,
+}
+
+/// Reads the Ethernet header at `offset`; tags are refused (RFC 7348 section 6.1).
+#[inline(always)]
+fn ethernet<F: Frame>(frame: &F, offset: usize) -> Result<Eth, DropReason> {
+    let h: [u8; ETH_LEN] = frame.load(offset).ok_or(DropReason::Truncated)?;
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = h;
+    let ethertype = be16(t0, t1);
+    if ethertype == ETH_P_8021Q || ethertype == ETH_P_8021AD {
+        return Err(DropReason::InnerVlan);
+    }
+    Ok(Eth {
+        dst: [d0, d1, d2, d3, d4, d5],
+        src: [s0, s1, s2, s3, s4, s5],
+        ethertype,
+    })
+}
+
+/// The flow hash of an inner packet whose layer-4 header, if it is not a fragment and one with
+/// ports, is at `l4`. Fragments hash by their addresses alone, so that all of a datagram's take
+/// one path.
+#[inline(always)]
+fn flow_hash<F: Frame>(frame: &F, addresses: u32, protocol: u8, l4: Option<usize>) -> u32 {
+    let hash = mix(addresses, protocol as u32);
+    match l4 {
+        Some(l4) if protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP => {
+            match frame.load::<4>(l4) {
+                Some(ports) => mix(hash, u32::from_ne_bytes(ports)),
+                None => hash,
+            }
+        }
+        _ => hash,
+    }
+}
+
+/// The largest layer-3 packet that the frame puts on a wire: its own, or one GSO segment's.
+/// `l3_len` is the length of the IP header.
+#[inline(always)]
+fn wire_len<F: Frame>(frame: &F, l3_len: usize, protocol: u8) -> u32 {
+    let gso_size = frame.gso_size();
+    if gso_size == 0 {
+        return frame.total_len().saturating_sub(ETH_LEN as u32);
+    }
+    let l4_len = if protocol == PROTO_TCP {
+        match frame.load::<1>(ETH_LEN + l3_len + 12) {
+            Some([offset]) => ((offset >> 4) as u32) * 4,
+            None => IPV4_LEN as u32,
+        }
+    } else {
+        8
+    };
+    l3_len as u32 + l4_len + gso_size
+}

@@ -1,0 +1,160 @@
+//! ARP (RFC 826) and IPv6 neighbour discovery (RFC 4861): reading questions, writing answers.
+
+use super::Frame;
+use crate::checksum;
+use crate::counters::DropReason;
+use crate::wire::{
+    ARP_LEN, ARP_REPLY, ETH_LEN, ICMPV6_NA, ICMPV6_NS, IPV6_LEN, Ip16, Mac, ND_LEN, PROTO_ICMPV6,
+    be16,
+};
+
+/// An Ethernet frame with an ARP packet.
+pub const ARP_FRAME: usize = ETH_LEN + ARP_LEN;
+/// An Ethernet frame with a solicitation or advertisement and one link-layer address option.
+pub const ND_FRAME: usize = ETH_LEN + IPV6_LEN + ND_LEN;
+
+/// The fields of an ARP packet that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arp {
+    /// Request or reply.
+    pub op: u16,
+    /// Who sends it.
+    pub sender_mac: Mac,
+    /// Its address; 0.0.0.0 in a probe (RFC 5227).
+    pub sender_ip: [u8; 4],
+    /// The address asked for.
+    pub target_ip: [u8; 4],
+}
+
+/// Reads the ARP packet behind the Ethernet header at 0.
+///
+/// # Errors
+/// [`DropReason::Truncated`] or, when it is not for IPv4 over Ethernet,
+/// [`DropReason::InnerHeader`].
+#[inline(always)]
+pub fn parse_arp<F: Frame>(frame: &F) -> Result<Arp, DropReason> {
+    let a: [u8; ARP_LEN] = frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
+    if be16(a[0], a[1]) != 1 || be16(a[2], a[3]) != 0x0800 || a[4] != 6 || a[5] != 4 {
+        return Err(DropReason::InnerHeader);
+    }
+    Ok(Arp {
+        op: be16(a[6], a[7]),
+        sender_mac: [a[8], a[9], a[10], a[11], a[12], a[13]],
+        sender_ip: [a[14], a[15], a[16], a[17]],
+        target_ip: [a[24], a[25], a[26], a[27]],
+    })
+}
+
+/// The reply to an ARP request: `target_ip` is at `mac`.
+#[inline(always)]
+pub fn arp_reply(request: &[u8; ARP_FRAME], mac: &Mac) -> [u8; ARP_FRAME] {
+    let mut r = *request;
+    let mut i = 0;
+    while i < 6 {
+        r[i] = request[22 + i]; // to the sender
+        r[6 + i] = mac[i];
+        r[22 + i] = mac[i];
+        r[32 + i] = request[22 + i];
+        i += 1;
+    }
+    let [o0, o1] = ARP_REPLY.to_be_bytes();
+    r[20] = o0;
+    r[21] = o1;
+    i = 0;
+    while i < 4 {
+        r[28 + i] = request[38 + i];
+        r[38 + i] = request[28 + i];
+        i += 1;
+    }
+    r
+}
+
+/// A neighbour solicitation or advertisement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nd {
+    /// [`ICMPV6_NS`] or [`ICMPV6_NA`].
+    pub icmp_type: u8,
+    /// The address asked for, or announced.
+    pub target: Ip16,
+    /// True for a solicitation that [`nd_reply`] can answer in place: valid (hop limit 255, code
+    /// 0) and with the source link-layer address as its only option.
+    pub answerable: bool,
+}
+
+/// Reads the neighbour discovery message behind the Ethernet and IPv6 headers at 0; `None` when
+/// it is none. The caller has seen that the next header is ICMPv6.
+#[inline(always)]
+pub fn parse_nd<F: Frame>(frame: &F) -> Option<Nd> {
+    let m: [u8; 24] = frame.load(ETH_LEN + IPV6_LEN)?;
+    if m[0] != ICMPV6_NS && m[0] != ICMPV6_NA {
+        return None;
+    }
+    let mut target = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        target[i] = m[8 + i];
+        i += 1;
+    }
+    let option: Option<[u8; 8]> = frame.load(ETH_LEN + IPV6_LEN + 24);
+    let lone_option = matches!(option, Some([1, 1, ..]));
+    let answerable = match frame.load::<4>(ETH_LEN + 4) {
+        Some([len0, len1, _, hops]) => {
+            m[0] == ICMPV6_NS
+                && m[1] == 0
+                && hops == 255
+                && be16(len0, len1) as usize == ND_LEN
+                && lone_option
+        }
+        None => false,
+    };
+    Some(Nd {
+        icmp_type: m[0],
+        target,
+        answerable,
+    })
+}
+
+/// The advertisement that answers an `answerable` solicitation: its target is at `mac`. Solicited
+/// and override flags are set, and the option becomes the target link-layer address.
+#[inline(always)]
+pub fn nd_reply(ns: &[u8; ND_FRAME], mac: &Mac) -> [u8; ND_FRAME] {
+    const IP: usize = ETH_LEN;
+    const ICMP: usize = ETH_LEN + IPV6_LEN;
+    let mut r = *ns;
+    let mut i = 0;
+    while i < 6 {
+        r[i] = ns[6 + i];
+        r[6 + i] = mac[i];
+        r[ICMP + 26 + i] = mac[i];
+        i += 1;
+    }
+    i = 0;
+    while i < 16 {
+        r[IP + 8 + i] = ns[ICMP + 8 + i]; // from the target
+        r[IP + 24 + i] = ns[IP + 8 + i]; // to who asked
+        i += 1;
+    }
+    r[IP + 7] = 255;
+    r[ICMP] = ICMPV6_NA;
+    r[ICMP + 1] = 0;
+    r[ICMP + 2] = 0;
+    r[ICMP + 3] = 0;
+    r[ICMP + 4] = 0x60;
+    r[ICMP + 5] = 0;
+    r[ICMP + 6] = 0;
+    r[ICMP + 7] = 0;
+    r[ICMP + 24] = 2;
+    r[ICMP + 25] = 1;
+    // The pseudo-header's addresses and the message lie behind one another from IP + 8 on; its
+    // length and next header are added by hand (RFC 8200 section 8.1).
+    let mut sum = ND_LEN as u32 + PROTO_ICMPV6 as u32;
+    i = IP + 8;
+    while i < ND_FRAME {
+        sum += be16(r[i], r[i + 1]) as u32;
+        i += 2;
+    }
+    let [c0, c1] = (!checksum::fold(sum)).to_be_bytes();
+    r[ICMP + 2] = c0;
+    r[ICMP + 3] = c1;
+    r
+}

@@ -1,0 +1,120 @@
+//! Header lengths, offsets and numbers of the protocols on the wire, and plain field readers.
+
+/// Ethernet header: destination 6, source 6, EtherType 2.
+pub const ETH_LEN: usize = 14;
+/// IPv4 header without options.
+pub const IPV4_LEN: usize = 20;
+/// IPv6 fixed header.
+pub const IPV6_LEN: usize = 40;
+/// UDP header.
+pub const UDP_LEN: usize = 8;
+/// VXLAN header (RFC 7348 section 5): flags 1, reserved 3, VNI 3, reserved 1.
+pub const VXLAN_LEN: usize = 8;
+/// All that encapsulation over IPv4 puts in front of an inner Ethernet frame.
+pub const OUTER_V4_LEN: usize = ETH_LEN + IPV4_LEN + UDP_LEN + VXLAN_LEN;
+/// What encapsulation over IPv4 takes off the uplink's MTU: the outer headers without the outer
+/// Ethernet header, plus the inner Ethernet header.
+pub const OVERHEAD_V4: u32 = (IPV4_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN) as u32;
+
+/// EtherType of IPv4.
+pub const ETH_P_IP: u16 = 0x0800;
+/// EtherType of ARP.
+pub const ETH_P_ARP: u16 = 0x0806;
+/// EtherType of IPv6.
+pub const ETH_P_IPV6: u16 = 0x86dd;
+/// EtherType of an 802.1Q tag.
+pub const ETH_P_8021Q: u16 = 0x8100;
+/// EtherType of an 802.1ad tag.
+pub const ETH_P_8021AD: u16 = 0x88a8;
+
+/// IP protocol number of TCP.
+pub const PROTO_TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const PROTO_UDP: u8 = 17;
+/// IP protocol number of SCTP.
+pub const PROTO_SCTP: u8 = 132;
+/// Next-header number of ICMPv6.
+pub const PROTO_ICMPV6: u8 = 58;
+
+/// The VXLAN "I" flag: the VNI field is valid.
+pub const VXLAN_FLAG_VNI: u8 = 0x08;
+/// VXLAN's registered UDP port.
+pub const VXLAN_PORT: u16 = 4789;
+
+/// ARP for IPv4 over Ethernet (RFC 826): htype 2, ptype 2, hlen 1, plen 1, op 2, sender MAC 6,
+/// sender IP 4, target MAC 6, target IP 4.
+pub const ARP_LEN: usize = 28;
+/// ARP operation: request.
+pub const ARP_REQUEST: u16 = 1;
+/// ARP operation: reply.
+pub const ARP_REPLY: u16 = 2;
+
+/// ICMPv6 type of a neighbour solicitation (RFC 4861 section 4.3): type 1, code 1, checksum 2,
+/// reserved 4, target 16, options.
+pub const ICMPV6_NS: u8 = 135;
+/// ICMPv6 type of a neighbour advertisement (RFC 4861 section 4.4): type 1, code 1, checksum 2,
+/// flags 4, target 16, options.
+pub const ICMPV6_NA: u8 = 136;
+/// A solicitation or advertisement with one link-layer address option: 24 + 8 bytes.
+pub const ND_LEN: usize = 32;
+
+/// An IPv6 address, or an IPv4 one in its IPv4-mapped form (RFC 4291 section 2.5.5.2).
+pub type Ip16 = [u8; 16];
+/// An Ethernet address in wire order.
+pub type Mac = [u8; 6];
+
+/// The unspecified address, `::`.
+pub const UNSPECIFIED: Ip16 = [0; 16];
+
+/// The IPv4-mapped form of `ip`.
+#[inline(always)]
+pub const fn map_v4(ip: [u8; 4]) -> Ip16 {
+    [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, ip[0], ip[1], ip[2], ip[3],
+    ]
+}
+
+/// The last four bytes: the IPv4 address of an IPv4-mapped one.
+#[inline(always)]
+pub const fn unmap_v4(ip: &Ip16) -> [u8; 4] {
+    [ip[12], ip[13], ip[14], ip[15]]
+}
+
+/// The big-endian number in two bytes.
+#[inline(always)]
+pub const fn be16(hi: u8, lo: u8) -> u16 {
+    u16::from_be_bytes([hi, lo])
+}
+
+/// True for a group address: multicast or broadcast.
+#[inline(always)]
+pub const fn is_group(mac: &Mac) -> bool {
+    mac[0] & 1 != 0
+}
+
+/// True when the two addresses are the same. Written out so that it stays a few instructions in
+/// BPF, where `==` on arrays becomes a call.
+#[inline(always)]
+pub const fn mac_eq(a: &Mac, b: &Mac) -> bool {
+    let (x, y) = (
+        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
+        u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+    );
+    let (v, w) = (
+        u16::from_ne_bytes([a[4], a[5]]),
+        u16::from_ne_bytes([b[4], b[5]]),
+    );
+    x == y && v == w
+}
+
+/// True when the two addresses are the same; see [`mac_eq`].
+#[inline(always)]
+pub const fn ip_eq(a: &Ip16, b: &Ip16) -> bool {
+    let mut different = 0;
+    let mut i = 0;
+    while i < 16 {
+        different |= a[i] ^ b[i];
+        i += 1;
+    }
+    different == 0
+}
