@@ -4,4 +4,5 @@
 //! Nothing in here knows a socket, a clock or a random number generator: they are arguments.
 #![forbid(unsafe_code)]
 
+pub mod ipam;
 pub mod model;
