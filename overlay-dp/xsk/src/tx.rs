@@ -86,11 +86,10 @@ impl Tx {
     /// or the driver's queue is full, and then the frames have to wait.
     fn kick(&mut self) -> Result<(), XskError> {
         let mut pending = self.ring.pending();
-        // Each call takes a frame or ends the loop, so this many calls always suffice.
-        for _ in 0..pending {
-            if pending == 0 || !self.ring.needs_wakeup() {
-                break;
-            }
+        // Each call takes a frame or is the last one, so this many always suffice.
+        let mut calls = pending;
+        while pending > 0 && calls > 0 && self.ring.needs_wakeup() {
+            calls -= 1;
             let dropped = match sys::kick_tx(self.socket.as_fd()) {
                 Ok(()) => false,
                 Err(err) => match err.raw_os_error() {
