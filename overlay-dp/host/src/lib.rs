@@ -1,1 +1,34 @@
-//! host
+//! Linux host plumbing of overlay-dp: network namespaces, veth links, offloads, routes, neighbours
+//! and the kernel's news about them.
+//!
+//! Everything acts in the network namespace of the thread that calls it; a container's namespace
+//! is named by a [`Netns`], which never holds a file descriptor between calls.
+#![deny(unsafe_code)]
+
+pub mod bpffs;
+pub mod caps;
+mod error;
+// The only file with unsafe code: the SIOCETHTOOL ioctl.
+mod ethtool;
+mod host;
+pub mod kernel;
+pub mod link;
+pub mod monitor;
+pub mod netns;
+pub mod nexthop;
+pub mod offload;
+pub mod port;
+pub mod punt;
+pub mod routes;
+mod sysctl;
+pub mod uplink;
+
+pub use error::{Error, Result};
+pub use host::Host;
+pub use link::{LinkInfo, XdpAttachment, XdpMode};
+pub use monitor::{HostEvent, Monitor};
+pub use netns::{Netns, NetnsRef};
+pub use nexthop::NextHop;
+pub use port::{Port, PortSpec};
+pub use punt::PuntPair;
+pub use uplink::Uplink;

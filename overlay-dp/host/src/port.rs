@@ -1,0 +1,228 @@
+//! A container's attachment: a veth pair with one end on the host, the port, and one inside.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use ipnetwork::IpNetwork;
+use overlay_core::model::MacAddr;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use crate::error::errno;
+use crate::host::drive;
+use crate::link::check_ifname;
+use crate::{Error, Host, LinkInfo, Netns, Result, sysctl};
+
+/// How long the kernel may take to form the link-local address once both ends are up. It takes
+/// a few milliseconds, when its link-watch work runs.
+const LINK_LOCAL_WAIT: Duration = Duration::from_secs(1);
+const LINK_LOCAL_POLL: Duration = Duration::from_millis(2);
+
+/// A port to make.
+#[derive(Clone, Debug)]
+pub struct PortSpec<'a> {
+    /// The host end's name.
+    pub host_ifname: &'a str,
+    /// The container end's name.
+    pub container_ifname: &'a str,
+    /// The container.
+    pub netns: &'a Netns,
+    /// The container end's Ethernet address.
+    pub mac: MacAddr,
+    /// The host end's MTU, in bytes.
+    pub host_mtu: u32,
+    /// The container end's MTU, in bytes.
+    pub container_mtu: u32,
+    /// The container's addresses, each with the length of its prefix.
+    pub addrs: &'a [(IpAddr, u8)],
+    /// The container's default router; a default route that it has already is kept instead.
+    pub gateway: Option<IpAddr>,
+}
+
+/// A port that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The host end's index, in the host's namespace.
+    pub host_ifindex: u32,
+    /// The container end's index, in the container's namespace.
+    pub container_ifindex: u32,
+    /// The container end's link-local address; `None` when the container has IPv6 disabled.
+    pub link_local: Option<Ipv6Addr>,
+    /// Whether the gateway asked for is the container's default route.
+    pub default_route: bool,
+}
+
+impl Host {
+    /// Makes a port: both ends up, the container's end with its addresses and route.
+    ///
+    /// Not cancel safe: a future dropped half-way may leave the host end, to be removed with
+    /// [`Host::delete_link`].
+    ///
+    /// # Errors
+    /// A bad or taken name, a bad address or gateway, a container that is gone. Nothing of the
+    /// port is left then.
+    pub async fn create_port(&self, spec: &PortSpec<'_>) -> Result<Port> {
+        check_ifname(spec.host_ifname)?;
+        check_ifname(spec.container_ifname)?;
+        check_gateway(spec)?;
+        let (inside, connection) = Host::inside(spec.netns)?;
+        drive(connection, async {
+            self.create_pair(&inside, spec).await?;
+            let done = self.configure(&inside, spec).await;
+            if done.is_err()
+                && let Err(e) = self.delete_link(spec.host_ifname).await
+            {
+                tracing::warn!("undoing port {}: {e}", spec.host_ifname);
+            }
+            done
+        })
+        .await
+    }
+
+    /// The peer is born inside the container, so that it is never seen on the host and needs no
+    /// renaming.
+    async fn create_pair(&self, inside: &Host, spec: &PortSpec<'_>) -> Result<()> {
+        let netns = spec.netns.reopen()?;
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(spec.container_ifname)
+            .mtu(spec.container_mtu)
+            .address(spec.mac.0.to_vec())
+            .setns_by_fd(netns.as_raw_fd())
+            .build();
+        let message = LinkVeth::new(spec.host_ifname, spec.container_ifname)
+            .mtu(spec.host_mtu)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        let Err(error) = self.handle.link().add(message).execute().await else {
+            return Ok(());
+        };
+        if errno(&error) == Some(libc::EEXIST) {
+            if inside.link(spec.container_ifname).await?.is_some() {
+                return Err(Error::TakenInContainer(spec.container_ifname.to_owned()));
+            }
+            return Err(Error::TakenOnHost(spec.host_ifname.to_owned()));
+        }
+        let doing = format!(
+            "create the veth pair {} and {}",
+            spec.host_ifname, spec.container_ifname
+        );
+        Err(Error::netlink(doing, error))
+    }
+
+    async fn configure(&self, inside: &Host, spec: &PortSpec<'_>) -> Result<Port> {
+        let gone = || Error::NamespaceGone(spec.netns.reference().to_string());
+        let host: LinkInfo = self.link(spec.host_ifname).await?.ok_or_else(gone)?;
+        let peer = inside.link(spec.container_ifname).await?.ok_or_else(gone)?;
+
+        sysctl::disable_ipv6(spec.host_ifname)?;
+        let want_ipv6 = spec.addrs.iter().any(|(ip, _)| ip.is_ipv6());
+        let has_ipv6 = spec
+            .netns
+            .run(|| sysctl::prompt_ipv6(spec.container_ifname, want_ipv6))??;
+
+        for &(ip, prefix) in spec.addrs {
+            inside.add_address(peer.index, ip, prefix).await?;
+        }
+        self.set_up(spec.host_ifname).await?;
+        inside.set_up(spec.container_ifname).await?;
+        let default_route = match spec.gateway {
+            Some(gateway) => inside.add_default_route(peer.index, gateway).await?,
+            None => false,
+        };
+        // Last of what can fail, since it is not ours to undo.
+        inside.set_up("lo").await?;
+        let link_local = if has_ipv6 {
+            inside.wait_for_link_local(peer.index).await?
+        } else {
+            None
+        };
+        Ok(Port {
+            host_ifindex: host.index,
+            container_ifindex: peer.index,
+            link_local,
+            default_route,
+        })
+    }
+
+    async fn add_address(&self, index: u32, ip: IpAddr, prefix: u8) -> Result<()> {
+        let mut request = self.handle.address().add(index, ip, prefix);
+        if ip.is_ipv6() {
+            // The agent gave this address to nobody else, so it need not be probed for.
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        request
+            .execute()
+            .await
+            .map_err(|e| Error::netlink(format!("add address {ip}/{prefix}"), e))
+    }
+
+    /// False when there is a default route already.
+    async fn add_default_route(&self, index: u32, gateway: IpAddr) -> Result<bool> {
+        let message = match gateway {
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .gateway(ip)
+                .output_interface(index)
+                .build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .gateway(ip)
+                .output_interface(index)
+                .build(),
+        };
+        match self.handle.route().add(message).execute().await {
+            Ok(()) => Ok(true),
+            Err(e) if errno(&e) == Some(libc::EEXIST) => Ok(false),
+            Err(e) => Err(Error::netlink(
+                format!("add the default route via {gateway}"),
+                e,
+            )),
+        }
+    }
+
+    async fn wait_for_link_local(&self, index: u32) -> Result<Option<Ipv6Addr>> {
+        let deadline = tokio::time::Instant::now() + LINK_LOCAL_WAIT;
+        loop {
+            let found = self.link_local(index).await?;
+            if found.is_some() || tokio::time::Instant::now() >= deadline {
+                return Ok(found);
+            }
+            tokio::time::sleep(LINK_LOCAL_POLL).await;
+        }
+    }
+
+    async fn link_local(&self, index: u32) -> Result<Option<Ipv6Addr>> {
+        let mut request = self.handle.address().get().set_link_index_filter(index);
+        request.message_mut().header.family = AddressFamily::Inet6;
+        let addresses: Vec<AddressMessage> = request
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| Error::netlink("list the container's addresses", e))?;
+        Ok(addresses
+            .iter()
+            .flat_map(|message| &message.attributes)
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Address(IpAddr::V6(ip)) if ip.is_unicast_link_local() => {
+                    Some(*ip)
+                }
+                _ => None,
+            }))
+    }
+}
+
+fn check_gateway(spec: &PortSpec<'_>) -> Result<()> {
+    let Some(gateway) = spec.gateway else {
+        return Ok(());
+    };
+    let on_link = spec.addrs.iter().any(|&(ip, prefix)| {
+        IpNetwork::new(ip, prefix).is_ok_and(|network| network.contains(gateway))
+    });
+    if on_link {
+        Ok(())
+    } else {
+        Err(Error::GatewayOffLink(gateway))
+    }
+}
