@@ -1,0 +1,63 @@
+//! What `attach` is told.
+
+use std::net::IpAddr;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::instance::Instance;
+
+/// Which hooks carry the data path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Datapath {
+    /// What measured fastest: XDP on an uplink that runs it natively on real frames, else tcx;
+    /// tcx on ports
+    #[default]
+    Auto,
+    /// Native XDP on ports and uplink
+    Xdp,
+    /// tcx on ports and uplink (clsact before kernel 6.6)
+    Tcx,
+}
+
+/// What becomes of the data path when the agent is told to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnExit {
+    /// Detach the containers and remove everything from the host
+    #[default]
+    Undo,
+    /// Leave the data path running for the next agent, as a crash does
+    Keep,
+}
+
+/// Everything that `attach` is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which agent on this machine.
+    pub instance: Instance,
+    /// The uplink.
+    pub iface: String,
+    /// The host to join.
+    pub join: Option<String>,
+    /// The token to join with.
+    pub token: Option<overlay_cluster::Token>,
+    /// Which hooks.
+    pub datapath: Datapath,
+    /// Upper bound of the containers' MTU.
+    pub mtu: Option<u32>,
+    /// The VTEP address, when the uplink has several.
+    pub advertise: Option<IpAddr>,
+    /// UDP port of VXLAN.
+    pub data_port: u16,
+    /// UDP port for joining.
+    pub control_port: u16,
+    /// UDP port for gossip.
+    pub gossip_port: u16,
+    /// The host's name in the cluster.
+    pub host_name: String,
+    /// Whether the BPF programs log.
+    pub bpf_log: bool,
+    /// What becomes of the data path at exit.
+    pub on_exit: OnExit,
+}

@@ -1,0 +1,294 @@
+//! The local API: HTTP and JSON on a unix socket. The command line is its first user.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`Status`] |
+//! | `GET /v1/networks` | | list of [`NetworkInfo`] |
+//! | `POST /v1/networks` | [`NetworkCreate`] | [`NetworkInfo`] |
+//! | `GET /v1/networks/{name}` | | [`NetworkDetail`] |
+//! | `DELETE /v1/networks/{name}` | | [`NetworkInfo`] |
+//! | `GET /v1/containers` | | list of [`ContainerInfo`] |
+//! | `POST /v1/containers` | [`ContainerAdd`] | [`ContainerInfo`] |
+//! | `DELETE /v1/containers` | [`ContainerRemove`] | list of [`ContainerInfo`] |
+//! | `GET /v1/fdb` | | list of [`FdbRow`] |
+//! | `POST /v1/fdb` | [`FdbAdd`] | [`FdbRow`] |
+//! | `DELETE /v1/fdb` | [`FdbRemove`] | [`FdbRow`] |
+//! | `GET /v1/token` | | [`TokenInfo`] |
+//! | `POST /v1/detach` | [`Detach`] | [`Detached`] |
+//!
+//! An error is a 4xx or 5xx status with an [`ErrorBody`].
+
+pub mod client;
+pub mod server;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+use overlay_core::model::{HostId, MacAddr, Vni};
+use serde::{Deserialize, Serialize};
+
+use crate::bpf::Hook;
+
+/// What went wrong, and what to do about it, in one line.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The line.
+    pub error: String,
+}
+
+/// A network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetworkInfo {
+    /// Its name.
+    pub name: String,
+    /// Its VNI.
+    pub vni: Vni,
+    /// Its addresses.
+    pub subnet: IpNetwork,
+    /// Answered for by every agent.
+    pub gateway: IpAddr,
+    /// Endpoints in the whole cluster, as far as this host knows.
+    pub endpoints: usize,
+    /// Whether this host has an endpoint in it.
+    pub attached: bool,
+}
+
+/// A network with its endpoints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetworkDetail {
+    /// The network.
+    #[serde(flatten)]
+    pub network: NetworkInfo,
+    /// Its endpoints.
+    pub containers: Vec<ContainerInfo>,
+}
+
+/// Asks for a network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetworkCreate {
+    /// Its name.
+    pub name: String,
+    /// Its addresses; the next free /24 when absent.
+    pub subnet: Option<IpNetwork>,
+    /// Its gateway; the subnet's first address when absent.
+    pub gateway: Option<IpAddr>,
+    /// Its VNI; the next free one when absent.
+    pub vni: Option<Vni>,
+}
+
+/// An endpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerInfo {
+    /// Its name.
+    pub name: String,
+    /// Its network's name.
+    pub network: String,
+    /// Its network's VNI.
+    pub vni: Vni,
+    /// Its first address.
+    pub ip: Option<IpAddr>,
+    /// All its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// The host it is on.
+    pub host: HostId,
+    /// That host's name.
+    pub host_name: String,
+    /// What only the host that it is on knows.
+    pub local: Option<LocalContainer>,
+}
+
+/// What only the host that an endpoint is on knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalContainer {
+    /// The interface inside.
+    pub ifname: String,
+    /// The namespace, as it was given.
+    pub netns: String,
+    /// The port's interface.
+    pub port: String,
+    /// The port's ifindex.
+    pub port_ifindex: u32,
+    /// MTU of the interface inside.
+    pub mtu: u32,
+}
+
+/// A network namespace, named in one of three ways.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Netns {
+    /// As `ip netns` names it.
+    Name(String),
+    /// That of a process.
+    Pid(u32),
+    /// A file.
+    Path(PathBuf),
+}
+
+/// Asks to attach a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerAdd {
+    /// Its name.
+    pub name: String,
+    /// The network's name.
+    pub network: String,
+    /// Its network namespace.
+    pub netns: Netns,
+    /// The address it wants; the next free one when absent.
+    pub ip: Option<IpAddr>,
+    /// The MAC it wants; 02:42 and the IPv4 address when absent.
+    pub mac: Option<MacAddr>,
+    /// The interface inside.
+    pub ifname: String,
+}
+
+/// Asks to detach containers of this host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRemove {
+    /// Its name.
+    pub name: String,
+    /// From this network alone; from all when absent.
+    pub network: Option<String>,
+}
+
+/// A line of the forwarding table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FdbRow {
+    /// The network's name.
+    pub network: String,
+    /// Its VNI.
+    pub vni: Vni,
+    /// The Ethernet address.
+    pub mac: MacAddr,
+    /// The addresses it answers for.
+    pub ips: Vec<IpAddr>,
+    /// The VTEP it is behind; absent for a local port.
+    pub vtep: Option<IpAddr>,
+    /// The local port; absent for a VTEP.
+    pub port: Option<String>,
+    /// `port`, `host` (told by the cluster) or `static`.
+    pub origin: String,
+    /// Whether the BPF maps have it: this host has an endpoint in the network.
+    pub installed: bool,
+}
+
+/// Asks for a static entry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FdbAdd {
+    /// The network's name.
+    pub network: String,
+    /// The Ethernet address.
+    pub mac: MacAddr,
+    /// The VTEP it is behind.
+    pub vtep: IpAddr,
+    /// The addresses it answers for.
+    pub ips: Vec<IpAddr>,
+}
+
+/// Asks to remove a static entry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FdbRemove {
+    /// The network's name.
+    pub network: String,
+    /// The Ethernet address.
+    pub mac: MacAddr,
+}
+
+/// How to join this cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenInfo {
+    /// The token.
+    pub token: String,
+    /// The address to join at.
+    pub address: String,
+    /// The whole command.
+    pub join_command: String,
+}
+
+/// Asks the agent to leave and undo everything.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Detach {
+    /// Also when this host is the cluster's only manager and others are left.
+    pub force: bool,
+}
+
+/// What was undone.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Detached {
+    /// One line each.
+    pub undone: Vec<String>,
+}
+
+/// The state of this host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Its instance.
+    pub instance: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Who this host is.
+    pub host: HostId,
+    /// Its name.
+    pub host_name: String,
+    /// Whether it is a manager.
+    pub manager: bool,
+    /// The underlay interface.
+    pub uplink: UplinkStatus,
+    /// `--datapath`, as it was given.
+    pub datapath: String,
+    /// What is attached, and why.
+    pub hooks: Vec<Hook>,
+    /// Every VTEP this host sends to or takes frames from.
+    pub vteps: Vec<VtepStatus>,
+    /// Networks with an endpoint here.
+    pub networks_attached: usize,
+    /// Endpoints here.
+    pub ports: usize,
+    /// Events since the data path was made, by name.
+    pub stats: BTreeMap<String, u64>,
+    /// Drops since the data path was made, by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// The underlay interface.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UplinkStatus {
+    /// Its name.
+    pub interface: String,
+    /// Its driver.
+    pub driver: String,
+    /// This host's VTEP address.
+    pub address: IpAddr,
+    /// Its MTU.
+    pub mtu: u32,
+    /// MTU of containers.
+    pub inner_mtu: u32,
+    /// UDP port of VXLAN.
+    pub data_port: u16,
+}
+
+/// A VTEP.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VtepStatus {
+    /// Its address.
+    pub address: IpAddr,
+    /// The host it is of; absent for a static one.
+    pub host: Option<HostId>,
+    /// That host's name.
+    pub host_name: String,
+    /// `alive`, `suspect`, `down` or `static`.
+    pub state: String,
+    /// MAC of the next hop, when it is resolved.
+    pub next_hop: Option<MacAddr>,
+    /// The interface it is reached through.
+    pub ifindex: Option<u32>,
+    /// The largest inner packet on the way.
+    pub mtu: Option<u32>,
+}

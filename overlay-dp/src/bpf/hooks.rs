@@ -1,0 +1,250 @@
+//! Attaching programs. A link's pin is its owner: the agent holds no link open, so that a dead
+//! agent detaches nothing, and a new one replaces the program behind the pin without a gap.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow};
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use overlay_common::layout::names;
+use serde::{Deserialize, Serialize};
+
+use super::Bpf;
+
+/// Priority and handle of our filters where tcx does not exist (kernels before 6.6).
+const TC_PRIORITY: u16 = 1;
+const TC_HANDLE: TcHandle = TcHandle::new(0, 0x4f56);
+
+/// A place where one of our programs is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// A container's port.
+    Port,
+    /// The underlay interface.
+    Uplink,
+    /// The near end of the punt link: frames that the agent sends.
+    PuntNear,
+    /// The far end of the punt link: frames for the agent.
+    PuntFar,
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HookKind {
+    /// Native XDP.
+    Xdp,
+    /// tcx ingress, or clsact ingress on kernels before 6.6.
+    Tcx,
+}
+
+impl fmt::Display for HookKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            HookKind::Xdp => "xdp",
+            HookKind::Tcx => "tcx",
+        })
+    }
+}
+
+/// A program that is attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// On this interface.
+    pub interface: String,
+    /// Its ifindex.
+    pub ifindex: u32,
+    /// What it is: `port`, `uplink`, `punt`.
+    pub site: String,
+    /// The program's name.
+    pub program: String,
+    /// `xdp native`, `tcx ingress` or `clsact ingress`.
+    pub attached: String,
+    /// Why this hook and not the other.
+    pub why: String,
+}
+
+impl Site {
+    fn program(self, kind: HookKind) -> &'static str {
+        match (self, kind) {
+            (Site::Port, HookKind::Xdp) => names::PORT_XDP,
+            (Site::Port, HookKind::Tcx) => names::PORT_TC,
+            (Site::Uplink, HookKind::Xdp) => names::UPLINK_XDP,
+            (Site::Uplink, HookKind::Tcx) => names::UPLINK_TC,
+            (Site::PuntNear, _) => names::AGENT_TC,
+            (Site::PuntFar, _) => names::PUNT_XDP,
+        }
+    }
+
+    /// How `status` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Site::Port => "port",
+            Site::Uplink => "uplink",
+            Site::PuntNear => "punt-near",
+            Site::PuntFar => "punt-far",
+        }
+    }
+}
+
+impl Bpf {
+    /// Attaches the program for `site` to an interface, or replaces the one that an earlier agent
+    /// left there; a program of the other kind on the same site goes after.
+    ///
+    /// # Errors
+    /// When the kernel refuses: for XDP, mostly because the driver has no native XDP or another
+    /// program is attached.
+    pub fn attach(&mut self, site: Site, kind: HookKind, interface: &str, ifindex: u32, why: &str) -> Result<Hook> {
+        let program = site.program(kind);
+        let attached = match kind {
+            HookKind::Xdp => self.attach_xdp(program, site, interface, ifindex)?,
+            HookKind::Tcx => self.attach_tc(program, site, interface, ifindex)?,
+        };
+        let other = if kind == HookKind::Xdp { HookKind::Tcx } else { HookKind::Xdp };
+        self.detach_kind(site, other, interface, ifindex)?;
+        Ok(Hook {
+            interface: interface.to_owned(),
+            ifindex,
+            site: site.name().to_owned(),
+            program: program.to_owned(),
+            attached: attached.to_owned(),
+            why: why.to_owned(),
+        })
+    }
+
+    /// Detaches our program from an interface, which may be gone already.
+    ///
+    /// # Errors
+    /// When a pin can't be removed.
+    pub fn detach(&mut self, site: Site, interface: &str, ifindex: u32) -> Result<()> {
+        self.detach_kind(site, HookKind::Xdp, interface, ifindex)?;
+        self.detach_kind(site, HookKind::Tcx, interface, ifindex)
+    }
+
+    fn detach_kind(&mut self, site: Site, kind: HookKind, interface: &str, ifindex: u32) -> Result<()> {
+        let pin = self.pin_path(site, kind, ifindex);
+        match std::fs::remove_file(&pin) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("can't remove the pin {}", pin.display()));
+            }
+            _ => {}
+        }
+        if kind == HookKind::Tcx && !overlay_host::kernel::tcx_supported() {
+            // A filter of clsact has no link and no pin; that it is not there is fine.
+            let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, site.program(kind));
+        }
+        Ok(())
+    }
+
+    fn pin_path(&self, site: Site, kind: HookKind, ifindex: u32) -> PathBuf {
+        self.links.join(format!("{}-{ifindex}-{kind}", site.name()))
+    }
+
+    fn attach_xdp(&mut self, name: &str, site: Site, interface: &str, ifindex: u32) -> Result<&'static str> {
+        let pin = self.pin_path(site, HookKind::Xdp, ifindex);
+        let program: &mut Xdp =
+            self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the BPF object has no program {name}"))?.try_into()?;
+        load_once(program.fd().is_ok(), || program.load(), name)?;
+        if let Some(old) = pinned(&pin)? {
+            let replaced = old
+                .try_into()
+                .map_err(anyhow::Error::from)
+                .and_then(|link| Ok(program.attach_to_link(link)?))
+                .and_then(|id| Ok(program.take_link(id)?));
+            match replaced {
+                Ok(link) => {
+                    drop(link);
+                    return Ok("xdp native");
+                }
+                Err(error) => {
+                    tracing::debug!(interface, %error, "the pinned link is stale, attaching anew");
+                    std::fs::remove_file(&pin)?;
+                }
+            }
+        }
+        let id = program.attach_to_if_index(ifindex, XdpMode::Driver).with_context(|| {
+            format!(
+                "can't attach native XDP to {interface} (its driver may have none, or another XDP program is there: \
+                 see 'ip link show {interface}'); use --datapath tcx"
+            )
+        })?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        link.pin(&pin).with_context(|| format!("can't pin {}", pin.display()))?;
+        Ok("xdp native")
+    }
+
+    fn attach_tc(&mut self, name: &str, site: Site, interface: &str, ifindex: u32) -> Result<&'static str> {
+        let pin = self.pin_path(site, HookKind::Tcx, ifindex);
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the BPF object has no program {name}"))?.try_into()?;
+        load_once(program.fd().is_ok(), || program.load(), name)?;
+        let context = || format!("can't attach a tc program to {interface}");
+        if !overlay_host::kernel::tcx_supported() {
+            // Already there is fine.
+            let _ = tc::qdisc_add_clsact(interface);
+            let options = NlOptions { priority: TC_PRIORITY, handle: TC_HANDLE, ..NlOptions::default() };
+            let attached = program.attach_with_options(
+                interface,
+                TcAttachType::Ingress,
+                TcAttachOptions::Netlink(options),
+            );
+            let id = match attached {
+                Ok(id) => id,
+                Err(_) => {
+                    let old = SchedClassifierLink::attached(
+                        interface,
+                        TcAttachType::Ingress,
+                        TC_PRIORITY,
+                        TC_HANDLE,
+                        None,
+                    )?;
+                    program.attach_to_link(old).with_context(context)?
+                }
+            };
+            // Dropping it would detach; the filter is to outlive the agent.
+            std::mem::forget(program.take_link(id)?);
+            return Ok("clsact ingress");
+        }
+        if let Some(old) = pinned(&pin)? {
+            let replaced = old
+                .try_into()
+                .map_err(anyhow::Error::from)
+                .and_then(|link| Ok(program.attach_to_link(link)?))
+                .and_then(|id| Ok(program.take_link(id)?));
+            match replaced {
+                Ok(link) => {
+                    drop(link);
+                    return Ok("tcx ingress");
+                }
+                Err(error) => {
+                    tracing::debug!(interface, %error, "the pinned link is stale, attaching anew");
+                    std::fs::remove_file(&pin)?;
+                }
+            }
+        }
+        let id = program
+            .attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::default()))
+            .with_context(context)?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        link.pin(&pin).with_context(|| format!("can't pin {}", pin.display()))?;
+        Ok("tcx ingress")
+    }
+}
+
+fn load_once<E: std::error::Error + Send + Sync + 'static>(
+    loaded: bool,
+    load: impl FnOnce() -> Result<(), E>,
+    name: &str,
+) -> Result<()> {
+    if loaded { Ok(()) } else { load().with_context(|| format!("the kernel refused the program {name}")) }
+}
+
+fn pinned(pin: &std::path::Path) -> Result<Option<FdLink>> {
+    match PinnedLink::from_pin(pin) {
+        Ok(link) => Ok(Some(link.into())),
+        Err(LinkError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("can't open the pin {}", pin.display())),
+    }
+}

@@ -1,0 +1,227 @@
+//! The BPF object: loading it, writing its maps, reading its counters. The agent is the only
+//! writer of the maps. Maps are pinned, so a new agent finds what the last one left.
+
+mod hooks;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, XskMap};
+use aya::{Ebpf, EbpfLoader, Pod};
+use overlay_common::counters::{DropReason, Stat};
+use overlay_common::layout::{
+    Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry, names,
+};
+use overlay_common::wire::Ip16;
+use overlay_core::tables::{MapContents, MapUpdate};
+
+pub use hooks::{Hook, HookKind, Site};
+
+/// Pins of another layout are another directory: bump it with any change of `layout`.
+const LAYOUT_VERSION: &str = "v1";
+
+#[cfg(with_ebpf)]
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_EBPF_OBJECT"));
+#[cfg(not(with_ebpf))]
+static OBJECT: &[u8] = &[];
+
+/// The loaded programs and their maps.
+pub struct Bpf {
+    ebpf: Ebpf,
+    links: PathBuf,
+    root: PathBuf,
+    maps: Maps,
+}
+
+struct Maps {
+    config: Array<MapData, Config>,
+    ports: HashMap<MapData, u32, PortEntry>,
+    networks: HashMap<MapData, u32, NetworkEntry>,
+    fdb: HashMap<MapData, FdbKey, FdbEntry>,
+    neighbours: HashMap<MapData, NeighbourKey, NeighbourEntry>,
+    vteps: HashMap<MapData, Ip16, VtepEntry>,
+    drops: PerCpuArray<MapData, u64>,
+    stats: PerCpuArray<MapData, u64>,
+    xsks: XskMap<MapData>,
+}
+
+impl Bpf {
+    /// Loads the programs. Maps that are pinned below `pin_dir` are taken over, others are made
+    /// and pinned there.
+    ///
+    /// # Errors
+    /// When the agent was built without the programs, or the kernel refuses them.
+    pub fn load(pin_dir: &Path, log: bool) -> Result<Bpf> {
+        if OBJECT.is_empty() {
+            bail!("this overlay-dp was built without its eBPF programs: run 'cargo xtask build-ebpf' and build it again");
+        }
+        let maps_dir = pin_dir.join(LAYOUT_VERSION).join("maps");
+        let links = pin_dir.join(LAYOUT_VERSION).join("links");
+        for dir in [&maps_dir, &links] {
+            fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
+        }
+        let level: u8 = if log { 5 } else { 0 };
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(&maps_dir)
+            .override_global("AYA_LOG_LEVEL", &level, false)
+            .load(OBJECT)
+            .context("the kernel did not take the eBPF programs")?;
+        let maps = Maps::take(&mut ebpf)?;
+        Ok(Bpf { ebpf, links, root: pin_dir.to_owned(), maps })
+    }
+
+    /// The object, for aya-log.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Writes what is true for the whole host.
+    pub fn set_config(&mut self, config: Config) -> Result<()> {
+        Ok(self.maps.config.set(0, config, 0)?)
+    }
+
+    /// Puts the agent's socket where punted frames go.
+    pub fn set_socket(&mut self, socket: &impl std::os::fd::AsRawFd) -> Result<()> {
+        Ok(self.maps.xsks.set(0, socket.as_raw_fd(), 0)?)
+    }
+
+    /// Carries out one update.
+    ///
+    /// # Errors
+    /// When a map is full or the kernel refuses. Deleting what is not there is no error.
+    pub fn apply(&mut self, update: MapUpdate) -> Result<()> {
+        let maps = &mut self.maps;
+        let done = match update {
+            MapUpdate::SetPort(key, value) => maps.ports.insert(key, value, 0),
+            MapUpdate::DelPort(key) => absent_is_fine(maps.ports.remove(&key)),
+            MapUpdate::SetNetwork(key, value) => maps.networks.insert(key, value, 0),
+            MapUpdate::DelNetwork(key) => absent_is_fine(maps.networks.remove(&key)),
+            MapUpdate::SetFdb(key, value) => maps.fdb.insert(key, value, 0),
+            MapUpdate::DelFdb(key) => absent_is_fine(maps.fdb.remove(&key)),
+            MapUpdate::SetNeighbour(key, value) => maps.neighbours.insert(key, value, 0),
+            MapUpdate::DelNeighbour(key) => absent_is_fine(maps.neighbours.remove(&key)),
+            // A next hop that is (still) unknown never replaces one that was known: the old one
+            // is the better guess, and after a restart it carries the running traffic.
+            MapUpdate::SetVtep(key, value) if value.ifindex == 0 => match maps.vteps.get(&key, 0) {
+                Ok(old) if old.ifindex != 0 => Ok(()),
+                _ => maps.vteps.insert(key, value, 0),
+            },
+            MapUpdate::SetVtep(key, value) => maps.vteps.insert(key, value, 0),
+            MapUpdate::DelVtep(key) => absent_is_fine(maps.vteps.remove(&key)),
+        };
+        done.with_context(|| format!("can't write a BPF map: {update:?}"))
+    }
+
+    /// Removes from the maps what is not in `wanted`, except what `keep` still wants (by the
+    /// VTEP's address; `None` for local state). Returns how many entries went.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn sweep(&mut self, wanted: &MapContents, keep: impl Fn(&Ip16) -> bool) -> Result<usize> {
+        let maps = &mut self.maps;
+        let mut swept = 0;
+        let mut kept_macs = std::collections::HashSet::new();
+        let fdb: Vec<(FdbKey, FdbEntry)> = maps.fdb.iter().collect::<Result<_, _>>()?;
+        for (key, entry) in fdb {
+            if wanted.fdb.contains_key(&key) {
+                continue;
+            }
+            if entry.port().is_none() && keep(entry.vtep()) {
+                kept_macs.insert(key.mac());
+                continue;
+            }
+            absent_is_fine(maps.fdb.remove(&key))?;
+            swept += 1;
+        }
+        let neighbours: Vec<(NeighbourKey, NeighbourEntry)> =
+            maps.neighbours.iter().collect::<Result<_, _>>()?;
+        for (key, entry) in neighbours {
+            if !wanted.neighbours.contains_key(&key) && !kept_macs.contains(&entry.mac) {
+                absent_is_fine(maps.neighbours.remove(&key))?;
+                swept += 1;
+            }
+        }
+        swept += sweep_keys(&mut maps.vteps, |ip| wanted.vteps.contains_key(ip) || keep(ip))?;
+        swept += sweep_keys(&mut maps.ports, |ifindex| wanted.ports.contains_key(ifindex))?;
+        swept += sweep_keys(&mut maps.networks, |vni| wanted.networks.contains_key(vni))?;
+        Ok(swept)
+    }
+
+    /// The drop counters, summed over the CPUs.
+    pub fn drops(&self) -> Result<Vec<(DropReason, u64)>> {
+        DropReason::ALL.iter().map(|r| Ok((*r, total(&self.maps.drops, *r as u32)?))).collect()
+    }
+
+    /// The event counters, summed over the CPUs.
+    pub fn stats(&self) -> Result<Vec<(Stat, u64)>> {
+        Stat::ALL.iter().map(|s| Ok((*s, total(&self.maps.stats, *s as u32)?))).collect()
+    }
+
+    /// True when an earlier agent left a pinned data path below `pin_dir`.
+    pub fn is_pinned(pin_dir: &Path) -> bool {
+        pin_dir.join(LAYOUT_VERSION).join("links").read_dir().is_ok_and(|mut d| d.next().is_some())
+    }
+
+    /// Removes every pin below `pin_dir`: links detach and maps go when nobody holds them.
+    ///
+    /// # Errors
+    /// When a pin can't be removed.
+    pub fn unpin_all(pin_dir: &Path) -> Result<()> {
+        match fs::remove_dir_all(pin_dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("can't remove the pins in {}", pin_dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the pins are.
+    pub fn pin_dir(&self) -> &Path {
+        &self.root
+    }
+}
+
+impl Maps {
+    fn take(ebpf: &mut Ebpf) -> Result<Maps> {
+        let mut map = |name: &str| {
+            ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
+        };
+        Ok(Maps {
+            config: map(names::CONFIG)?.try_into()?,
+            ports: map(names::PORTS)?.try_into()?,
+            networks: map(names::NETWORKS)?.try_into()?,
+            fdb: map(names::FDB)?.try_into()?,
+            neighbours: map(names::NEIGHBOURS)?.try_into()?,
+            vteps: map(names::VTEPS)?.try_into()?,
+            drops: map(names::DROPS)?.try_into()?,
+            stats: map(names::STATS)?.try_into()?,
+            xsks: map(names::XSKS)?.try_into()?,
+        })
+    }
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn sweep_keys<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    keep: impl Fn(&K) -> bool,
+) -> Result<usize, MapError> {
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    let mut swept = 0;
+    for key in keys.iter().filter(|k| !keep(k)) {
+        absent_is_fine(map.remove(key))?;
+        swept += 1;
+    }
+    Ok(swept)
+}
+
+fn total(array: &PerCpuArray<MapData, u64>, index: u32) -> Result<u64, MapError> {
+    Ok(array.get(&index, 0)?.iter().sum())
+}

@@ -1,0 +1,296 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use ipnetwork::IpNetwork;
+use overlay_cluster::Token;
+use overlay_core::model::{MacAddr, Vni};
+
+use crate::agent::{Datapath, OnExit};
+
+/// VXLAN overlay networks for containers: an eBPF data plane, and no orchestrator.
+#[derive(Debug, Parser)]
+#[command(
+    name = "overlay-dp",
+    version,
+    after_help = "Examples:
+  host1# overlay-dp attach --iface eth0
+  host2# overlay-dp attach --iface eth0 --join 172.31.1.5 --token OVTKN-1-…
+  host1# overlay-dp network create uber-net
+  host1# overlay-dp container add test.1 --network uber-net --netns c1
+  host2# overlay-dp container add test.2 --network uber-net --netns c2"
+)]
+pub struct Cli {
+    /// Which agent on this machine, when it plays several hosts (each in a network namespace)
+    #[arg(long, global = true, env = "OVERLAY_DP_INSTANCE", default_value = "default", value_name = "NAME")]
+    pub instance: String,
+
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent on this host: make a cluster, join one, or go on with the last one
+    Attach(Box<AttachArgs>),
+    /// Leave the cluster and remove everything of ours from this host
+    Detach(DetachArgs),
+    /// Networks
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// Containers on networks
+    #[command(subcommand)]
+    Container(ContainerCommand),
+    /// The forwarding table: which MAC is behind which VTEP or port
+    #[command(subcommand)]
+    Fdb(FdbCommand),
+    /// The join token
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Hooks and why they are used, VTEPs, counters, drops
+    Status,
+}
+
+/// `attach`
+#[derive(Debug, Args)]
+#[command(after_help = "The agent stays in the foreground and logs to standard error; RUST_LOG sets how much. \
+    Stopped with Ctrl-C or SIGTERM it detaches its containers and removes everything from the host, but stays a \
+    member: the next 'attach' goes on. After a crash the data path runs on, and the next 'attach' takes it over.
+
+Examples:
+  overlay-dp attach --iface eth0                                    # the first host makes the cluster
+  overlay-dp attach --iface eth0 --join 172.31.1.5 --token OVTKN-1-…
+  overlay-dp attach --iface eth0                                    # again: go on as the member that it is
+  overlay-dp attach --iface eth0 --on-exit keep                     # under systemd: restarts don't stop traffic")]
+pub struct AttachArgs {
+    /// The uplink: the interface that reaches the other hosts
+    #[arg(long, value_name = "NAME")]
+    pub iface: String,
+    /// A host of the cluster to join: address, or address:port
+    #[arg(long, value_name = "ADDRESS", requires = "token")]
+    pub join: Option<String>,
+    /// The token that 'overlay-dp token show' prints there
+    #[arg(long, env = "OVERLAY_DP_TOKEN", hide_env_values = true, value_name = "TOKEN", requires = "join")]
+    pub token: Option<Token>,
+    /// Which hooks carry the data path
+    #[arg(long, value_enum, default_value_t)]
+    pub datapath: Datapath,
+    /// MTU of containers, when it is to be less than the uplink's minus 50
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<u32>,
+    /// The VTEP address, when the uplink has several
+    #[arg(long, value_name = "IP")]
+    pub advertise_addr: Option<IpAddr>,
+    /// UDP port of VXLAN; the same on all hosts
+    #[arg(long, default_value_t = 4789, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub data_port: u16,
+    /// UDP port for joining and agreed facts
+    #[arg(long, default_value_t = 2377, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub control_port: u16,
+    /// UDP port for gossip
+    #[arg(long, default_value_t = 7946, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub gossip_port: u16,
+    /// This host's name in the cluster [default: its hostname]
+    #[arg(long, value_name = "NAME")]
+    pub host_name: Option<String>,
+    /// What becomes of containers and data path when the agent is told to stop
+    #[arg(long, value_enum, default_value_t)]
+    pub on_exit: OnExit,
+    /// Have the eBPF programs log what they punt and drop (slow)
+    #[arg(long)]
+    pub bpf_log: bool,
+}
+
+/// `detach`
+#[derive(Debug, Args)]
+#[command(after_help = "Works without a running agent, too: what a dead one left is removed. The other hosts then \
+    learn by its silence that this host is gone.
+
+Examples:
+  overlay-dp detach
+  overlay-dp detach --force      # the cluster's only manager: no networks can be made without it")]
+pub struct DetachArgs {
+    /// Also when this host is the only manager of a cluster with other hosts
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `network`
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Make a network, known to all hosts at once
+    #[command(after_help = "Examples:
+  overlay-dp network create uber-net
+  overlay-dp network create blue --subnet 10.20.0.0/16 --gateway 10.20.0.254 --vni 5000")]
+    Create {
+        /// Its name
+        name: String,
+        /// Its addresses [default: the next free /24 of 10.0.0.0/8]
+        #[arg(long, value_name = "CIDR")]
+        subnet: Option<IpNetwork>,
+        /// Its gateway [default: the subnet's first address]
+        #[arg(long, value_name = "IP")]
+        gateway: Option<IpAddr>,
+        /// Its VNI, 1 to 16777215 [default: the next free one from 4096 up]
+        #[arg(long, value_parser = parse_vni)]
+        vni: Option<Vni>,
+    },
+    /// List networks
+    Ls,
+    /// Show networks with their containers
+    Inspect {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Remove networks that no container uses
+    Rm {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// `container`
+#[derive(Debug, Subcommand)]
+pub enum ContainerCommand {
+    /// Attach a network namespace to a network
+    #[command(after_help = "Examples:
+  overlay-dp container add test.1 --network uber-net --netns c1
+  overlay-dp container add web --network uber-net --pid 4711 --ip 10.0.0.80
+  overlay-dp container add db --network uber-net --netns /run/docker/netns/1a2b3c --ifname net1")]
+    Add {
+        /// Its name, unique on the network
+        name: String,
+        /// The network
+        #[arg(long)]
+        network: String,
+        /// Its network namespace: a name as in 'ip netns', or a path
+        #[arg(long, value_name = "NAME|PATH", required_unless_present = "pid", conflicts_with = "pid")]
+        netns: Option<String>,
+        /// A process in its network namespace
+        #[arg(long)]
+        pid: Option<u32>,
+        /// The address it gets [default: the next free one]
+        #[arg(long)]
+        ip: Option<IpAddr>,
+        /// The MAC it gets [default: 02:42 and the address]
+        #[arg(long, value_name = "MAC")]
+        mac_address: Option<MacAddr>,
+        /// The name of the interface inside
+        #[arg(long, default_value = "eth0", value_name = "NAME")]
+        ifname: String,
+    },
+    /// Detach containers of this host
+    Rm {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// From this network only [default: from all]
+        #[arg(long)]
+        network: Option<String>,
+    },
+    /// List containers
+    Ls {
+        /// Those of this network only
+        #[arg(long)]
+        network: Option<String>,
+        /// Those of this host only
+        #[arg(long)]
+        local: bool,
+    },
+}
+
+/// `fdb`
+#[derive(Debug, Subcommand)]
+pub enum FdbCommand {
+    /// Show the table
+    #[command(visible_alias = "ls")]
+    Show {
+        /// Entries of this network only
+        #[arg(long)]
+        network: Option<String>,
+    },
+    /// Add a MAC behind a VTEP that is no host of the cluster, such as a Linux vxlan device
+    #[command(after_help = "The entry is this host's own: add it on each host that is to reach the VTEP. Frames \
+    from the VTEP are accepted, and broadcasts are sent to it.
+
+Example:
+  overlay-dp fdb add 02:42:0a:00:00:09 --network uber-net --vtep 172.31.2.5 --ip 10.0.0.9")]
+    Add {
+        /// The Ethernet address
+        mac: MacAddr,
+        /// The network
+        #[arg(long)]
+        network: String,
+        /// The VTEP's address
+        #[arg(long)]
+        vtep: IpAddr,
+        /// An address it answers for (repeatable): ARP for it is answered at once
+        #[arg(long = "ip", value_name = "IP")]
+        ips: Vec<IpAddr>,
+    },
+    /// Remove such a MAC
+    Del {
+        /// The Ethernet address
+        mac: MacAddr,
+        /// The network
+        #[arg(long)]
+        network: String,
+    },
+}
+
+/// `token`
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Print the token and the command that joins a host
+    Show,
+}
+
+/// The namespace that `--netns` names: what has a slash is a path, made absolute here, because
+/// the agent runs elsewhere.
+pub fn parse_netns(text: &str) -> anyhow::Result<crate::api::Netns> {
+    if text.contains('/') {
+        Ok(crate::api::Netns::Path(std::path::absolute(PathBuf::from(text))?))
+    } else {
+        Ok(crate::api::Netns::Name(text.to_owned()))
+    }
+}
+
+fn parse_vni(text: &str) -> Result<Vni, String> {
+    let number: u32 = text.parse().map_err(|_| format!("'{text}' is no number"))?;
+    Vni::try_from(number).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn join_needs_a_token_and_a_container_needs_one_namespace() {
+        for bad in [
+            "overlay-dp attach --iface eth0 --join 10.0.0.1",
+            "overlay-dp container add a --network n",
+            "overlay-dp container add a --network n --netns c1 --pid 1",
+            "overlay-dp network create n --vni 0",
+            "overlay-dp attach --iface eth0 --data-port 0",
+        ] {
+            assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Tables for people, in the manner of `ip`, `bridge` and `docker network`.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{Table, presets};
+
+use crate::api::{ContainerInfo, FdbRow, NetworkDetail, NetworkInfo, Status};
+
+fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// `network ls`
+pub fn networks(networks: &[NetworkInfo]) -> String {
+    table(
+        ["NAME", "VNI", "SUBNET", "GATEWAY", "ENDPOINTS", "ATTACHED"],
+        networks.iter().map(|n| {
+            [
+                n.name.clone(),
+                n.vni.to_string(),
+                n.subnet.to_string(),
+                n.gateway.to_string(),
+                n.endpoints.to_string(),
+                if n.attached { "yes" } else { "no (known)" }.to_owned(),
+            ]
+        }),
+    )
+}
+
+/// `network inspect`
+pub fn network_details(details: &[NetworkDetail]) -> String {
+    let one = |d: &NetworkDetail| {
+        let n = &d.network;
+        format!(
+            "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n\n{}",
+            n.name,
+            n.vni,
+            n.subnet,
+            n.gateway,
+            if n.attached { "yes" } else { "no: no container of this host is on it" },
+            containers(&d.containers),
+        )
+    };
+    details.iter().map(one).collect::<Vec<_>>().join("\n\n")
+}
+
+/// `container ls`
+pub fn containers(containers: &[ContainerInfo]) -> String {
+    table(
+        ["NAME", "NETWORK", "IP", "MAC", "HOST", "INTERFACE", "NETNS"],
+        containers.iter().map(|c| {
+            let local = |f: fn(&crate::api::LocalContainer) -> String| c.local.as_ref().map_or("-".into(), f);
+            [
+                c.name.clone(),
+                c.network.clone(),
+                c.ip.map_or("-".into(), |ip| ip.to_string()),
+                c.mac.to_string(),
+                c.host_name.clone(),
+                local(|l| l.ifname.clone()),
+                local(|l| l.netns.clone()),
+            ]
+        }),
+    )
+}
+
+/// `container add`
+pub fn container_added(c: &ContainerInfo) -> String {
+    let ip = c.ip.map_or("-".into(), |ip| ip.to_string());
+    match &c.local {
+        Some(l) => format!("{}: {ip} on {}, {} in {}, MAC {}, MTU {}", c.name, c.network, l.ifname, l.netns, c.mac, l.mtu),
+        None => format!("{}: {ip} on {}", c.name, c.network),
+    }
+}
+
+/// `fdb show`
+pub fn fdb(rows: &[FdbRow]) -> String {
+    table(
+        ["NETWORK", "MAC", "DESTINATION", "ORIGIN", "IPS", "INSTALLED"],
+        rows.iter().map(|r| {
+            let to = match (&r.port, r.vtep) {
+                (Some(port), _) => format!("dev {port}"),
+                (None, Some(vtep)) => format!("dst {vtep}"),
+                (None, None) => "-".to_owned(),
+            };
+            [
+                r.network.clone(),
+                r.mac.to_string(),
+                to,
+                r.origin.clone(),
+                list(&r.ips),
+                if r.installed { "yes" } else { "no" }.to_owned(),
+            ]
+        }),
+    )
+}
+
+/// `status`
+pub fn status(s: &Status) -> String {
+    let role = if s.manager { "manager" } else { "worker" };
+    let up = &s.uplink;
+    let head = format!(
+        "{} ({role}, id {}), overlay-dp {}, pid {}, up {} s\n\
+         uplink {} ({}): VTEP {}, port {}/udp, MTU {}, containers {}\n\
+         {} containers on {} networks",
+        s.host_name,
+        s.host,
+        s.version,
+        s.pid,
+        s.uptime_s,
+        up.interface,
+        up.driver,
+        up.address,
+        up.data_port,
+        up.mtu,
+        up.inner_mtu,
+        s.ports,
+        s.networks_attached,
+    );
+    let hooks = table(
+        ["INTERFACE", "SITE", "ATTACHED", "PROGRAM", "WHY"],
+        s.hooks.iter().map(|h| {
+            [h.interface.clone(), h.site.clone(), h.attached.clone(), h.program.clone(), h.why.clone()]
+        }),
+    );
+    let vteps = table(
+        ["VTEP", "HOST", "STATE", "NEXT HOP", "MTU"],
+        s.vteps.iter().map(|v| {
+            [
+                v.address.to_string(),
+                v.host_name.clone(),
+                v.state.clone(),
+                v.next_hop.map_or("unresolved".into(), |m| m.to_string()),
+                v.mtu.map_or("-".into(), |m| m.to_string()),
+            ]
+        }),
+    );
+    format!(
+        "{head}\n\nhooks (--datapath {}):\n{hooks}\n\nVTEPs:\n{vteps}\n\ncounters:\n{}\n\ndrops:\n{}",
+        s.datapath,
+        counters(&s.stats),
+        counters(&s.drops),
+    )
+}
+
+/// Those that are not zero.
+fn counters(all: &BTreeMap<String, u64>) -> String {
+    let lines: Vec<String> =
+        all.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("  {name:<22} {n}")).collect();
+    if lines.is_empty() { "  none".to_owned() } else { lines.join("\n") }
+}
