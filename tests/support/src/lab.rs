@@ -1,0 +1,278 @@
+//! The topology.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::agent::AgentProc;
+use crate::ns::Ns;
+use crate::process::{Background, Done};
+use crate::remove::{LABS, lock_lab, remove_lab, remove_stale};
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct LabSpec {
+    /// How many hosts, each in a subnet of its own behind the router.
+    pub hosts: usize,
+    /// How many empty namespaces for containers.
+    pub containers: usize,
+    /// MTU of all underlay links, in bytes.
+    pub mtu: u32,
+}
+
+impl Default for LabSpec {
+    /// Two hosts, two containers, Ethernet's MTU.
+    fn default() -> Self {
+        LabSpec {
+            hosts: 2,
+            containers: 2,
+            mtu: 1500,
+        }
+    }
+}
+
+/// One host: its namespace, underlay address, and the `overlay-dp` instance that belongs to it.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Its namespace.
+    pub ns: Ns,
+    /// Address of its eth0.
+    pub ip: Ipv4Addr,
+    /// Value of `OVERLAY_DP_INSTANCE` for all that runs on it.
+    pub instance: String,
+    pub(crate) bin: PathBuf,
+    pub(crate) log: PathBuf,
+}
+
+impl Host {
+    /// `overlay-dp …` on this host, the words of `line` split at blanks.
+    pub fn overlay_cmd(&self, line: &str) -> Command {
+        let mut command = self.ns.cmd(&self.bin, line.split_whitespace());
+        command.env("OVERLAY_DP_INSTANCE", &self.instance);
+        command
+    }
+
+    /// Runs `overlay-dp …` and returns what it printed.
+    ///
+    /// # Errors
+    /// When its exit code is not 0; shows all that it wrote.
+    pub fn overlay(&self, line: &str) -> Result<String> {
+        self.overlay_any(line)?
+            .ok()
+            .with_context(|| format!("on {}", self.ns.label()))
+    }
+
+    /// Runs `overlay-dp …`, whatever its exit code.
+    ///
+    /// # Errors
+    /// When it can't be started or takes longer than 30 s.
+    pub fn overlay_any(&self, line: &str) -> Result<Done> {
+        Background::start(self.overlay_cmd(line))?.finish(Duration::from_secs(30))
+    }
+
+    /// Runs `overlay-dp … --json` and returns what it printed.
+    ///
+    /// # Errors
+    /// As [`Host::overlay`], and when it is not JSON.
+    pub fn overlay_json(&self, line: &str) -> Result<serde_json::Value> {
+        let text = self.overlay(&format!("{line} --json"))?;
+        serde_json::from_str(&text).with_context(|| format!("overlay-dp {line}: not JSON: {text}"))
+    }
+}
+
+/// The whole lab. Removed with all that runs in it when dropped.
+#[derive(Debug)]
+pub struct Lab {
+    id: String,
+    router: Ns,
+    hosts: Vec<Host>,
+    containers: Vec<Ns>,
+    /// Held while this lab is in use: see [`remove_stale`].
+    _lock: File,
+    kept: bool,
+}
+
+impl Lab {
+    /// Builds it. `bin` is the overlay-dp binary that its hosts run, unless the environment's
+    /// `OVERLAY_DP_BIN` names another. Labs whose maker has died are removed first.
+    ///
+    /// # Errors
+    /// When this process is not root's, or a command fails; nothing is left behind then.
+    pub fn new(spec: &LabSpec, bin: &Path) -> Result<Lab> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "a lab of network namespaces needs root"
+        );
+        remove_stale();
+        let bin = std::env::var_os("OVERLAY_DP_BIN").map_or_else(|| bin.to_owned(), PathBuf::from);
+        let bin = bin
+            .canonicalize()
+            .with_context(|| format!("no binary {}", bin.display()))?;
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let id = format!("odp-{}-{count}", std::process::id());
+        let lock = lock_lab(&id)?;
+        Lab::build(spec, &bin, &id, lock).inspect_err(|_| remove_lab(&id))
+    }
+
+    fn build(spec: &LabSpec, bin: &Path, id: &str, lock: File) -> Result<Lab> {
+        let dir = Path::new(LABS).join(id);
+        fs::create_dir_all(&dir)?;
+        let router = Ns::create(id, "router")?;
+        router.run("sysctl -qw net.ipv4.ip_forward=1")?;
+        let hosts = (1..=spec.hosts)
+            .map(|number| {
+                let host = Host {
+                    ns: Ns::create(id, &format!("host{number}"))?,
+                    ip: underlay_ip(number)?,
+                    instance: format!("{id}-host{number}"),
+                    bin: bin.to_owned(),
+                    log: dir.join(format!("host{number}.log")),
+                };
+                connect(&router, &host, spec.mtu)?;
+                Ok(host)
+            })
+            .collect::<Result<_>>()?;
+        let containers = (1..=spec.containers)
+            .map(|number| Ns::create(id, &format!("c{number}")))
+            .collect::<Result<_>>()?;
+        Ok(Lab {
+            id: id.to_owned(),
+            router,
+            hosts,
+            containers,
+            _lock: lock,
+            kept: false,
+        })
+    }
+
+    /// What all names of this lab begin with.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The router between the hosts.
+    pub fn router(&self) -> &Ns {
+        &self.router
+    }
+
+    /// Host `number`, from 1. Panics when the lab has fewer.
+    pub fn host(&self, number: usize) -> &Host {
+        &self.hosts[number - 1]
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// Container namespace `number`, from 1. Panics when the lab has fewer.
+    pub fn c(&self, number: usize) -> &Ns {
+        &self.containers[number - 1]
+    }
+
+    /// All container namespaces.
+    pub fn containers(&self) -> &[Ns] {
+        &self.containers
+    }
+
+    /// Another empty namespace, such as a second network's container.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn add_container(&mut self, label: &str) -> Result<Ns> {
+        let ns = Ns::create(&self.id, label)?;
+        self.containers.push(ns.clone());
+        Ok(ns)
+    }
+
+    /// Runs `overlay-dp attach --iface eth0 <args>` on host `number` and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it ends, or is not ready within 30 s; shows its log.
+    pub fn start_agent(&self, number: usize, args: &str) -> Result<AgentProc> {
+        AgentProc::start(self.host(number), args)
+    }
+
+    /// The end of each agent's log, for the reader of a failure.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for host in &self.hosts {
+            if let Ok(log) = fs::read_to_string(&host.log) {
+                text += &format!(
+                    "--- log of the agent on {}\n{}",
+                    host.ns.label(),
+                    tail(&log, 80)
+                );
+            }
+        }
+        text
+    }
+
+    /// Leaves the lab standing, with the agents in it, until [`crate::remove_kept`].
+    ///
+    /// # Errors
+    /// When its directory can't be written; it is removed then.
+    pub fn keep(mut self, agents: Vec<AgentProc>) -> Result<()> {
+        File::create(Path::new(LABS).join(&self.id).join("kept"))?;
+        agents.into_iter().for_each(AgentProc::leave);
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        if !self.kept {
+            remove_lab(&self.id);
+        }
+    }
+}
+
+/// 172.31.1.5, 192.168.1.5, 172.31.2.5, 172.31.3.5, …
+fn underlay_ip(number: usize) -> Result<Ipv4Addr> {
+    Ok(match number {
+        1 => Ipv4Addr::new(172, 31, 1, 5),
+        2 => Ipv4Addr::new(192, 168, 1, 5),
+        _ => Ipv4Addr::new(
+            172,
+            31,
+            u8::try_from(number - 1).context("too many hosts")?,
+            5,
+        ),
+    })
+}
+
+fn connect(router: &Ns, host: &Host, mtu: u32) -> Result<()> {
+    let ns = &host.ns;
+    let port = format!("to-{}", ns.label());
+    let [a, b, c, _] = host.ip.octets();
+    let gateway = Ipv4Addr::new(a, b, c, 1);
+    ns.run(&format!(
+        "ip link add eth0 mtu {mtu} type veth peer name {port} mtu {mtu} netns {}",
+        router.name()
+    ))?;
+    ns.run(&format!("ip addr add {}/24 dev eth0", host.ip))?;
+    router.run(&format!("ip addr add {gateway}/24 dev {port}"))?;
+    // A frame that XDP redirects into a veth is dropped unless the far end has NAPI.
+    router.run(&format!("ethtool -K {port} gro on"))?;
+    router.run(&format!("ip link set {port} up"))?;
+    ns.run("ip link set eth0 up")?;
+    ns.run(&format!("ip route add default via {gateway}"))?;
+    Ok(())
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    let mut text = all[all.len().saturating_sub(lines)..].join("\n");
+    text.push('\n');
+    text
+}

@@ -1,0 +1,106 @@
+//! The lab itself, without overlay-dp: what it measures must be right before a test relies on it.
+//!
+//! ```text
+//!   host1 eth0 172.31.1.5/24 ── router ── 192.168.1.5/24 eth0 host2
+//! ```
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use overlay_lab::{
+    Lab, LabSpec, Load, checksum_errors, iperf3, nstat, ping, start_ping, test, traceroute,
+};
+
+#[test]
+fn hosts_reach_each_other_through_the_router() {
+    test("/bin/true", LabSpec::default(), |lab| {
+        let (host1, host2) = (&lab.host(1).ns, &lab.host(2).ns);
+        let to: IpAddr = lab.host(2).ip.into();
+        let run = start_ping(host1, to, 20, Duration::from_millis(10))?;
+        let hops = traceroute(host1, to)?;
+        assert_eq!(hops.len(), 2);
+        assert_eq!(hops[1], Some(to));
+        let stats = run.finish()?;
+        assert_eq!((stats.sent, stats.lost()), (20, 0), "{}", stats.output);
+
+        assert_eq!(ping(host1, to, 1, 1472, true)?.lost(), 0);
+        let large = ping(host1, to, 1, 1473, true)?;
+        assert_eq!(large.lost(), 1, "{}", large.output);
+
+        let tcp = iperf3(host1, host2, to, Load::Tcp, 1)?;
+        assert!(tcp.gbit > 0.1, "{tcp:?}");
+        let udp = iperf3(
+            host1,
+            host2,
+            to,
+            Load::Udp {
+                mbit: 10,
+                payload: 1000,
+            },
+            1,
+        )?;
+        assert!(udp.datagrams > 1000 && udp.gbit > 0.005, "{udp:?}");
+        assert_eq!(checksum_errors(host2)?, Vec::<String>::new());
+        assert!(nstat(host2, "IcmpInEchos")? >= 21);
+        Ok(())
+    });
+}
+
+#[test]
+fn leftovers_are_seen() {
+    test("/bin/true", LabSpec::default(), |lab| {
+        let host = lab.host(1);
+        assert_eq!(host.leftovers()?, Vec::<String>::new());
+        host.ns
+            .run("ip link add ovp-test type veth peer name ovl-test")?;
+        host.ns.run("tc qdisc add dev eth0 clsact")?;
+        let listener = host.ns.start("iperf3 --server")?;
+        let found = || host.leftovers().unwrap().join("; ");
+        overlay_lab::wait_until("it listens", Duration::from_secs(5), || {
+            found().contains("5201")
+        })?;
+        for what in [
+            "interface ovp-test",
+            "interface ovl-test",
+            "clsact on \"eth0\"",
+        ] {
+            assert!(found().contains(what), "{}", found());
+        }
+        drop(listener);
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_is_left_of_a_lab() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: a lab needs root");
+        return;
+    }
+    let lab = Lab::new(&LabSpec::default(), Path::new("/bin/true")).unwrap();
+    let id = lab.id().to_owned();
+    let there = || {
+        ["/run/netns", "/run/overlay-lab"]
+            .into_iter()
+            .flat_map(|dir| std::fs::read_dir(dir).unwrap())
+            .filter(|entry| {
+                entry
+                    .as_ref()
+                    .unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with(&id)
+            })
+            .count()
+    };
+    let mut sleeper = lab.c(1).start("sleep 1000").unwrap();
+    // Five namespaces, a lock and a directory.
+    assert_eq!(there(), 7);
+    drop(lab);
+    assert_eq!(there(), 0);
+    overlay_lab::wait_until("its processes end", Duration::from_secs(2), || {
+        !sleeper.is_running()
+    })
+    .unwrap();
+}
