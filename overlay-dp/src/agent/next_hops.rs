@@ -26,7 +26,7 @@ impl NextHops {
                 return None;
             }
         };
-        self.via.insert(vtep, (hop.via, hop.ifindex));
+        self.via.insert(vtep, (hop.gateway_or_dst, hop.ifindex));
         let mtu = hop.route_mtu.unwrap_or(hop.link_mtu).min(hop.link_mtu);
         Some(NextHop {
             ifindex: hop.ifindex,

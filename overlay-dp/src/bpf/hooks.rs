@@ -131,9 +131,8 @@ impl Bpf {
             }
             _ => {}
         }
-        if kind == HookKind::Tcx && !overlay_host::kernel::tcx_supported() {
-            // A filter of clsact has no link and no pin; that it is not there is fine.
-            let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, site.program(kind));
+        if kind == HookKind::Tcx && !overlay_host::kernel::tcx_supported()? {
+            detach_filter(site, interface);
         }
         Ok(())
     }
@@ -181,7 +180,7 @@ impl Bpf {
             self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the BPF object has no program {name}"))?.try_into()?;
         load_once(program.fd().is_ok(), || program.load(), name)?;
         let context = || format!("can't attach a tc program to {interface}");
-        if !overlay_host::kernel::tcx_supported() {
+        if !overlay_host::kernel::tcx_supported()? {
             // Already there is fine.
             let _ = tc::qdisc_add_clsact(interface);
             let options = NlOptions { priority: TC_PRIORITY, handle: TC_HANDLE, ..NlOptions::default() };
@@ -230,6 +229,14 @@ impl Bpf {
         let link: FdLink = program.take_link(id)?.try_into()?;
         link.pin(&pin).with_context(|| format!("can't pin {}", pin.display()))?;
         Ok("tcx ingress")
+    }
+}
+
+/// Removes our clsact filter, which has no link and no pin. That it is not there is fine.
+pub fn detach_filter(site: Site, interface: &str) {
+    let program = site.program(HookKind::Tcx);
+    if let Err(error) = tc::qdisc_detach_program(interface, TcAttachType::Ingress, program) {
+        tracing::debug!(interface, %error, "no filter of ours to remove");
     }
 }
 

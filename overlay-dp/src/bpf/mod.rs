@@ -16,7 +16,7 @@ use overlay_common::layout::{
 use overlay_common::wire::Ip16;
 use overlay_core::tables::{MapContents, MapUpdate};
 
-pub use hooks::{Hook, HookKind, Site};
+pub use hooks::{Hook, HookKind, Site, detach_filter};
 
 /// Pins of another layout are another directory: bump it with any change of `layout`.
 const LAYOUT_VERSION: &str = "v1";

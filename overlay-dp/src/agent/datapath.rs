@@ -1,0 +1,152 @@
+//! Making the data path: programs, punt link, socket, hooks.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use overlay_common::layout::Config;
+use overlay_common::punt;
+use overlay_common::wire::map_v4;
+use overlay_core::tables::{Local, Tables};
+use overlay_host::offload::{self, Offload};
+use overlay_host::{Host, Uplink};
+use overlay_xsk::{Xsk, XskConfig};
+use parking_lot::RwLock;
+
+use super::slow::SlowThread;
+use super::{Datapath, Options};
+use crate::bpf::{Bpf, Hook, HookKind, Site};
+
+/// The punt link's ends. The agent's socket is on the far one.
+pub const PUNT_NEAR: &str = "ovl-punt";
+/// See [`PUNT_NEAR`].
+pub const PUNT_FAR: &str = "ovl-agent";
+/// How ports begin.
+pub const PORT_PREFIX: &str = "ovp-";
+
+/// Which hooks, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// On the uplink.
+    pub uplink: HookKind,
+    /// Why there.
+    pub uplink_why: String,
+    /// On ports.
+    pub port: HookKind,
+    /// Why there.
+    pub port_why: &'static str,
+    /// `auto` may take tcx on the uplink when XDP is refused.
+    fallback: bool,
+}
+
+impl Plan {
+    fn new(datapath: Datapath, driver: &str) -> Plan {
+        let plan = |uplink, uplink_why: &str, port, port_why, fallback| Plan {
+            uplink,
+            uplink_why: uplink_why.to_owned(),
+            port,
+            port_why,
+            fallback,
+        };
+        match datapath {
+            Datapath::Xdp => plan(HookKind::Xdp, "--datapath xdp", HookKind::Xdp, "--datapath xdp", false),
+            Datapath::Tcx => plan(HookKind::Tcx, "--datapath tcx", HookKind::Tcx, "--datapath tcx", false),
+            Datapath::Auto if driver == "veth" => plan(
+                HookKind::Tcx,
+                "auto: a veth hands over packets that XDP would have to copy",
+                HookKind::Tcx,
+                "auto: keeps the container's segmentation offload",
+                false,
+            ),
+            Datapath::Auto => plan(
+                HookKind::Xdp,
+                "auto: the driver runs XDP on frames before they become packets",
+                HookKind::Tcx,
+                "auto: keeps the container's segmentation offload",
+                true,
+            ),
+        }
+    }
+}
+
+/// A data path that runs.
+pub struct Made {
+    pub plan: Plan,
+    pub bpf: Bpf,
+    pub hooks: Vec<Hook>,
+    pub tables: Arc<RwLock<Tables>>,
+    pub slow: SlowThread,
+}
+
+/// Loads the programs, makes the punt link with the agent's socket, and attaches to the uplink.
+/// What an earlier agent left is taken over without a gap.
+pub async fn make(options: &Options, host: &Host, uplink: &Uplink, inner_mtu: u32) -> Result<Made> {
+    let IpAddr::V4(vtep) = uplink.addr else {
+        bail!("an IPv6 underlay is not supported yet: give {} an IPv4 address", uplink.name);
+    };
+    let mut plan = Plan::new(options.datapath, &uplink.driver);
+    let mut bpf = Bpf::load(&options.instance.pin_dir(), options.bpf_log)?;
+    if options.bpf_log {
+        forward_logs(&mut bpf)?;
+    }
+    let punt = host.create_punt_pair(PUNT_NEAR, PUNT_FAR, punt::MTU).await?;
+    // What is punted has its checksums finished on the way: the socket sees only bytes.
+    offload::set(PUNT_NEAR, Offload::TxChecksum, false)?;
+    bpf.set_config(Config {
+        vtep: map_v4(vtep.octets()),
+        punt_ifindex: punt.near_ifindex,
+        data_port: options.data_port,
+        _zero: 0,
+    })?;
+    let xsk = Xsk::bind(&XskConfig::new(punt.far_ifindex, 0))?;
+    bpf.set_socket(&xsk)?;
+    let local = Local { vtep: uplink.addr, data_port: options.data_port, mtu: inner_mtu };
+    let tables = Arc::new(RwLock::new(Tables::new(local)?));
+    let slow = SlowThread::start(xsk, Arc::clone(&tables))?;
+
+    let mut hooks = vec![
+        bpf.attach(Site::PuntFar, HookKind::Xdp, PUNT_FAR, punt.far_ifindex, "frames for the agent")?,
+        bpf.attach(Site::PuntNear, HookKind::Tcx, PUNT_NEAR, punt.near_ifindex, "frames from the agent")?,
+    ];
+    let on_uplink = |bpf: &mut Bpf, plan: &Plan| {
+        bpf.attach(Site::Uplink, plan.uplink, &uplink.name, uplink.ifindex, &plan.uplink_why)
+    };
+    let hook = match on_uplink(&mut bpf, &plan) {
+        Err(error) if plan.fallback => {
+            tracing::warn!("{error:#}");
+            plan.uplink = HookKind::Tcx;
+            plan.uplink_why = format!("auto: driver {} refused native XDP", uplink.driver);
+            on_uplink(&mut bpf, &plan)?
+        }
+        other => other?,
+    };
+    hooks.push(hook);
+    Ok(Made { plan, bpf, hooks, tables, slow })
+}
+
+/// Settings inside a container that keep checksums and lengths right for the hooks in use.
+/// Runs in the container's namespace.
+pub fn set_offloads(ifname: &str, plan: &Plan) -> overlay_host::Result<()> {
+    // A tag must be in the frame, where the programs see it.
+    offload::set(ifname, Offload::TxVlan, false)?;
+    let xdp_port = plan.port == HookKind::Xdp;
+    // XDP loses the note that a checksum is still to be computed.
+    offload::set(ifname, Offload::TxChecksum, !xdp_port)?;
+    // A veth takes frames from XDP only while it polls, which GRO makes it do.
+    if xdp_port || plan.uplink == HookKind::Xdp {
+        offload::set(ifname, Offload::Gro, true)?;
+    }
+    Ok(())
+}
+
+fn forward_logs(bpf: &mut Bpf) -> Result<()> {
+    let logger = aya_log::EbpfLogger::init(bpf.ebpf_mut())?;
+    let mut logger = tokio::io::unix::AsyncFd::with_interest(logger, tokio::io::Interest::READABLE)?;
+    tokio::spawn(async move {
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+    Ok(())
+}

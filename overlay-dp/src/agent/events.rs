@@ -1,0 +1,147 @@
+//! What the cluster and the kernel tell, and what time brings.
+
+use std::net::IpAddr;
+
+use overlay_cluster::{Event, MemberState};
+use overlay_common::wire::{Ip16, unmap_v4};
+use overlay_core::model::HostId;
+use overlay_host::HostEvent;
+
+use super::Agent;
+
+impl Agent {
+    pub(super) async fn on_cluster(&mut self, event: Event) {
+        match event {
+            Event::MemberUp(host) => {
+                tracing::info!(host = %host.name, vtep = %host.vtep, "host up");
+                self.add_vtep(host.vtep).await;
+                if let Some(old) = self.members.insert(host.id, host.clone())
+                    && old.vtep != host.vtep
+                {
+                    self.remove_vtep(old.vtep);
+                }
+            }
+            Event::MemberDown(id) => {
+                tracing::warn!(host = %self.name_of(id), "host down: its entries stay for now, its data path may run on");
+            }
+            Event::MemberLeft(id) => {
+                tracing::info!(host = %self.name_of(id), "host left");
+                if let Some(host) = self.members.remove(&id) {
+                    self.remove_vtep(host.vtep);
+                }
+            }
+            Event::NetworkAdded(network) => {
+                tracing::info!(network = %network.name, vni = %network.vni, subnet = %network.subnet, "network known");
+                self.tables.write().network_add(network);
+            }
+            Event::NetworkRemoved(network) => {
+                tracing::info!(network = %network.name, "network gone");
+                self.tables.write().network_remove(network.vni);
+            }
+            Event::EndpointUp { host, endpoint } => {
+                if let Some(vtep) = self.vtep_of(host)
+                    && let Err(error) = self.tables.write().endpoint_up(vtep, &endpoint)
+                {
+                    tracing::warn!(endpoint = %endpoint.name, %error, "an endpoint is not taken");
+                }
+            }
+            Event::EndpointDown { host, endpoint } => {
+                if let Some(vtep) = self.vtep_of(host) {
+                    self.tables.write().endpoint_down(vtep, &endpoint);
+                }
+            }
+        }
+    }
+
+    fn name_of(&self, id: HostId) -> String {
+        self.members.get(&id).map_or_else(|| id.to_string(), |h| h.name.clone())
+    }
+
+    /// The VTEP of another host. Our own endpoints come back as events, too; they are not remote.
+    fn vtep_of(&self, id: HostId) -> Option<IpAddr> {
+        self.members.get(&id).map(|h| h.vtep).filter(|v| *v != self.uplink.addr)
+    }
+
+    pub(super) async fn add_vtep(&mut self, vtep: IpAddr) {
+        let hop = self.next_hops.resolve(&self.host, vtep, self.uplink.addr).await;
+        let mut tables = self.tables.write();
+        if let Err(error) = tables.vtep_add(vtep) {
+            tracing::warn!(%vtep, %error, "a VTEP is not taken");
+            return;
+        }
+        tables.next_hop(vtep, hop);
+    }
+
+    pub(super) fn remove_vtep(&mut self, vtep: IpAddr) {
+        self.tables.write().vtep_remove(vtep);
+        if !self.state.statics.iter().any(|s| s.vtep == vtep) {
+            self.next_hops.forget(&vtep);
+        }
+    }
+
+    async fn resolve_again(&mut self, vteps: Vec<IpAddr>) {
+        for vtep in vteps {
+            let hop = self.next_hops.resolve(&self.host, vtep, self.uplink.addr).await;
+            self.tables.write().next_hop(vtep, hop);
+        }
+    }
+
+    fn all_vteps(&self) -> Vec<IpAddr> {
+        self.tables.read().vteps().map(|v| v.ip).collect()
+    }
+
+    pub(super) async fn on_host(&mut self, event: HostEvent) {
+        match event {
+            HostEvent::LinkGone { ifindex, name } => {
+                if ifindex == self.uplink.ifindex {
+                    tracing::error!(interface = %name, "the uplink is gone: 'overlay-dp detach', then attach to another");
+                }
+                self.port_gone(ifindex).await;
+            }
+            HostEvent::Neighbour { ip, ifindex, .. } => {
+                let through = self.next_hops.through(ip, ifindex);
+                self.resolve_again(through).await;
+            }
+            HostEvent::Route | HostEvent::Address { .. } => self.resolve_again(self.all_vteps()).await,
+            HostEvent::LinkChanged { ifindex, .. } if ifindex == self.uplink.ifindex => {
+                self.resolve_again(self.all_vteps()).await;
+            }
+            HostEvent::LinkChanged { .. } => {}
+            HostEvent::Overrun => {
+                self.resolve_again(self.all_vteps()).await;
+                self.find_dead_ports().await;
+            }
+        }
+    }
+
+    pub(super) async fn on_tick(&mut self) {
+        self.next_hops.keep_fresh(&self.host).await;
+        let unresolved = self.tables.read().vteps().filter(|v| v.next_hop.is_none()).map(|v| v.ip).collect();
+        self.resolve_again(unresolved).await;
+        // One whole tick after the start, the hosts that are alive have told all they own.
+        if self.settled {
+            self.sweep().await;
+        }
+        self.settled = true;
+    }
+
+    /// Removes from the BPF maps what nobody owns: left by an earlier agent, and not confirmed
+    /// since. What belongs to a host that is not alive stays until that host is forgotten.
+    async fn sweep(&mut self) {
+        let silent: Vec<IpAddr> = self
+            .cluster
+            .members()
+            .await
+            .into_iter()
+            .filter(|m| !m.me && m.state != MemberState::Alive)
+            .map(|m| m.host.vtep)
+            .collect();
+        let wanted = self.tables.read().snapshot();
+        let keep = |ip: &Ip16| silent.contains(&IpAddr::from(unmap_v4(ip)));
+        match self.bpf.sweep(&wanted, keep) {
+            Ok(0) => {}
+            Ok(swept) => tracing::info!(swept, "removed stale entries from the BPF maps"),
+            Err(error) => tracing::warn!("can't look for stale entries in the BPF maps: {error:#}"),
+        }
+    }
+}

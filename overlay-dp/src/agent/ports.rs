@@ -1,0 +1,251 @@
+//! Containers on this host: their veths, and the static entries that stand beside them.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context, Result, anyhow, bail};
+use overlay_core::model::{Endpoint, MacAddr, Vni};
+use overlay_core::tables::StaticEntry;
+use overlay_host::{Netns as HostNetns, NetnsRef, PortSpec};
+
+use super::datapath::{PORT_PREFIX, set_offloads};
+use super::{Agent, Port, PortAdd};
+use crate::api::{FdbRow, LocalContainer, Netns};
+use crate::bpf::Site;
+
+/// The port's own MTU: large enough that a packet which is too big for the network still arrives,
+/// to be answered; small enough for plain XDP on the other end.
+const PORT_MTU_SLACK: u32 = 1500;
+
+impl Agent {
+    /// Makes a container's port and has it carry traffic.
+    pub(super) async fn port_add(&mut self, add: PortAdd) -> Result<Port> {
+        let PortAdd { mut endpoint, prefix, netns, ifname } = add;
+        let inside = HostNetns::open(&netns_ref(&netns))?;
+        if inside.is_same(&HostNetns::current()?) {
+            bail!("{} is the host's own network namespace: a container needs one of its own", inside.reference());
+        }
+        let ip4 = endpoint.ips.iter().find_map(|ip| match ip {
+            IpAddr::V4(ip) => Some(*ip),
+            IpAddr::V6(_) => None,
+        });
+        let name = self.port_name(endpoint.vni, ip4).await?;
+        let mtu = self.inner_mtu();
+        let addrs: Vec<(IpAddr, u8)> = endpoint.ips.iter().map(|ip| (*ip, prefix)).collect();
+        let made = self
+            .host
+            .create_port(&PortSpec {
+                host_ifname: &name,
+                container_ifname: &ifname,
+                netns: &inside,
+                mac: endpoint.mac,
+                host_mtu: mtu + PORT_MTU_SLACK,
+                container_mtu: mtu,
+                addrs: &addrs,
+                gateway: None,
+            })
+            .await?;
+        endpoint.ips.extend(made.link_local.map(IpAddr::V6));
+        let port = Port {
+            endpoint,
+            local: LocalContainer {
+                ifname: ifname.clone(),
+                netns: inside.reference().to_string(),
+                port: name.clone(),
+                port_ifindex: made.host_ifindex,
+                mtu,
+            },
+        };
+        let finish = async {
+            inside.run(|| set_offloads(&ifname, &self.plan))??;
+            self.attach_port(&port)?;
+            self.state.ports.push(port.clone());
+            self.state_file.save(&self.state)
+        };
+        if let Err(error) = finish.await {
+            self.state.ports.retain(|p| p.local.port != name);
+            self.undo_port(&port).await;
+            return Err(error);
+        }
+        self.cluster.publish(port.endpoint.clone()).await;
+        tracing::info!(container = %port.endpoint.name, port = %name, ips = ?port.endpoint.ips, "container attached");
+        Ok(port)
+    }
+
+    /// Hooks the port up and tells the tables.
+    fn attach_port(&mut self, port: &Port) -> Result<()> {
+        let LocalContainer { port: name, port_ifindex: ifindex, .. } = &port.local;
+        let hook = self.bpf.attach(Site::Port, self.port_hook(), name, *ifindex, self.plan.port_why)?;
+        self.hooks.push(hook);
+        self.tables.write().port_up(*ifindex, &port.endpoint)?;
+        Ok(())
+    }
+
+    /// Removes this host's ports of that name, and tells the cluster.
+    pub(super) async fn ports_remove(&mut self, name: &str, vni: Option<Vni>) -> Result<Vec<Port>> {
+        let wanted = |p: &&Port| p.endpoint.name == name && vni.is_none_or(|v| v == p.endpoint.vni);
+        let ports: Vec<Port> = self.state.ports.iter().filter(wanted).cloned().collect();
+        if ports.is_empty() {
+            bail!("no container '{name}' on this host: see 'overlay-dp container ls'");
+        }
+        for port in &ports {
+            self.port_remove(port).await?;
+        }
+        Ok(ports)
+    }
+
+    pub(super) async fn port_remove(&mut self, port: &Port) -> Result<()> {
+        self.undo_port(port).await;
+        self.state.ports.retain(|p| p.local.port != port.local.port);
+        self.state_file.save(&self.state)?;
+        self.withdraw(&port.endpoint).await;
+        tracing::info!(container = %port.endpoint.name, "container detached");
+        Ok(())
+    }
+
+    async fn undo_port(&mut self, port: &Port) {
+        let LocalContainer { port: name, port_ifindex, .. } = &port.local;
+        self.tables.write().port_down(*port_ifindex);
+        self.flush();
+        if let Err(error) = self.host.delete_link(name).await {
+            tracing::error!(port = %name, %error, "can't delete a port");
+        }
+        self.forget_hook(name, *port_ifindex);
+    }
+
+    fn forget_hook(&mut self, name: &str, ifindex: u32) {
+        if let Err(error) = self.bpf.detach(Site::Port, name, ifindex) {
+            tracing::error!("{error:#}");
+        }
+        self.hooks.retain(|h| h.ifindex != ifindex);
+    }
+
+    /// Tells the cluster that an endpoint is gone, and gives its address back.
+    async fn withdraw(&self, endpoint: &Endpoint) {
+        self.cluster.withdraw(endpoint.vni, &endpoint.name).await;
+        let (cluster, endpoint) = (self.cluster.clone(), endpoint.clone());
+        // The manager may not be there now; the port is gone all the same.
+        tokio::spawn(async move {
+            if let Err(error) = cluster.release(endpoint.vni, &endpoint.name).await {
+                tracing::warn!(container = %endpoint.name, %error, "its address is not given back");
+            }
+        });
+    }
+
+    /// The kernel says that an interface is gone: with its container, if it was a port.
+    pub(super) async fn port_gone(&mut self, ifindex: u32) {
+        let Some(port) = self.state.ports.iter().find(|p| p.local.port_ifindex == ifindex).cloned() else {
+            return;
+        };
+        tracing::info!(container = %port.endpoint.name, netns = %port.local.netns, "the container is gone");
+        if let Err(error) = self.port_remove(&port).await {
+            tracing::error!("{error:#}");
+        }
+    }
+
+    /// Looks for ports whose interface went unnoticed.
+    pub(super) async fn find_dead_ports(&mut self) {
+        let mut dead = Vec::new();
+        for port in &self.state.ports {
+            if !self.is_alive(port).await {
+                dead.push(port.local.port_ifindex);
+            }
+        }
+        for ifindex in dead {
+            self.port_gone(ifindex).await;
+        }
+    }
+
+    async fn is_alive(&self, port: &Port) -> bool {
+        match self.host.link(&port.local.port).await {
+            Ok(link) => link.is_some_and(|l| l.index == port.local.port_ifindex),
+            Err(error) => {
+                tracing::warn!(port = %port.local.port, %error, "can't look at a port");
+                true
+            }
+        }
+    }
+
+    /// Goes on with the ports of the last agent. What it left half made is removed.
+    pub(super) async fn take_over_ports(&mut self) -> Result<()> {
+        for port in self.state.ports.clone() {
+            if !self.is_alive(&port).await {
+                self.port_gone(port.local.port_ifindex).await;
+                continue;
+            }
+            self.attach_port(&port)
+                .with_context(|| format!("can't go on with the container {}", port.endpoint.name))?;
+            self.cluster.publish(port.endpoint).await;
+        }
+        for link in self.host.links_with_prefix(PORT_PREFIX).await? {
+            if !self.state.ports.iter().any(|p| p.local.port == link.name) {
+                tracing::info!(port = %link.name, "removing a port that no container has");
+                self.host.delete_link(&link.name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A name that no port has: derived from network and address, which are unique.
+    async fn port_name(&self, vni: Vni, ip: Option<Ipv4Addr>) -> Result<String> {
+        // FNV-1a, folded to the 8 digits that fit an interface's name.
+        let seed = [vni.get().to_be_bytes(), ip.map_or([0; 4], |ip| ip.octets())].concat();
+        let mut hash: u32 = 0x811c_9dc5;
+        for byte in seed {
+            hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        }
+        for _ in 0..16 {
+            let name = format!("{PORT_PREFIX}{hash:08x}");
+            let used = self.state.ports.iter().any(|p| p.local.port == name);
+            if !used {
+                // One that is there without a container was left by a crash.
+                self.host.delete_link(&name).await?;
+                return Ok(name);
+            }
+            hash = hash.wrapping_add(1);
+        }
+        Err(anyhow!("no free name for a port"))
+    }
+
+    pub(super) async fn static_add(&mut self, entry: StaticEntry) -> Result<FdbRow> {
+        if entry.vtep == self.uplink.addr {
+            bail!("{} is this host's own VTEP: a static entry is for a VTEP that is no host of the cluster", entry.vtep);
+        }
+        if let Some(host) = self.members.values().find(|h| h.vtep == entry.vtep) {
+            bail!("{} is the VTEP of host '{}', which tells its own entries", entry.vtep, host.name);
+        }
+        let hop = self.next_hops.resolve(&self.host, entry.vtep, self.uplink.addr).await;
+        {
+            let mut tables = self.tables.write();
+            tables.static_add(entry.clone())?;
+            tables.next_hop(entry.vtep, hop);
+        }
+        self.state.statics.retain(|s| (s.vni, s.mac) != (entry.vni, entry.mac));
+        self.state.statics.push(entry.clone());
+        self.state_file.save(&self.state)?;
+        self.fdb_row(entry.vni, entry.mac)
+    }
+
+    pub(super) fn static_remove(&mut self, vni: Vni, mac: MacAddr) -> Result<FdbRow> {
+        if !self.state.statics.iter().any(|s| (s.vni, s.mac) == (vni, mac)) {
+            bail!("no static entry for {mac} on that network: see 'overlay-dp fdb show'");
+        }
+        let row = self.fdb_row(vni, mac)?;
+        self.tables.write().static_remove(vni, mac);
+        self.state.statics.retain(|s| (s.vni, s.mac) != (vni, mac));
+        self.state_file.save(&self.state)?;
+        Ok(row)
+    }
+
+    fn fdb_row(&self, vni: Vni, mac: MacAddr) -> Result<FdbRow> {
+        let row = self.fdb().into_iter().find(|r| r.vni == vni && r.mac == mac && r.origin == "static");
+        row.ok_or_else(|| anyhow!("{mac} is not in the table: a container of this host has it"))
+    }
+}
+
+fn netns_ref(netns: &Netns) -> NetnsRef {
+    match netns {
+        Netns::Name(name) => NetnsRef::Name(name.clone()),
+        Netns::Pid(pid) => NetnsRef::Pid(*pid),
+        Netns::Path(path) => NetnsRef::Path(path.clone()),
+    }
+}

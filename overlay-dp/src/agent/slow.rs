@@ -1,0 +1,156 @@
+//! The slow path's thread: frames from the punt link through `overlay-core` and back.
+//!
+//! It reads the tables and never writes them. What it finds missing in the BPF maps it asks the
+//! agent to write, through a bounded queue: an update that does not fit is asked for again by
+//! the next frame that misses.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use crossbeam::queue::ArrayQueue;
+use overlay_common::counters::DropReason;
+use overlay_core::slowpath::{Output, SlowPath};
+use overlay_core::tables::{MapUpdate, Tables};
+use overlay_xsk::{Tx, Xsk};
+use parking_lot::RwLock;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use tokio::sync::Notify;
+
+/// Frames taken at a time, between two looks at the tables' lock.
+const BATCH: usize = 64;
+/// Map updates that wait for the agent.
+const UPDATES: usize = 4096;
+
+/// What the thread and the agent share.
+struct Shared {
+    updates: ArrayQueue<MapUpdate>,
+    notify: Notify,
+    drops: [AtomicU64; DropReason::COUNT],
+}
+
+/// The running thread. Dropping it stops it.
+pub struct SlowThread {
+    shared: Arc<Shared>,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SlowThread {
+    /// Starts it on a socket.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread or eventfd.
+    pub fn start(xsk: Xsk, tables: Arc<RwLock<Tables>>) -> Result<SlowThread> {
+        let shared = Arc::new(Shared {
+            updates: ArrayQueue::new(UPDATES),
+            notify: Notify::new(),
+            drops: std::array::from_fn(|_| AtomicU64::new(0)),
+        });
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let (shared2, stop2) = (Arc::clone(&shared), Arc::clone(&stop));
+        let thread = std::thread::Builder::new()
+            .name("slow-path".to_owned())
+            .spawn(move || work(xsk, &tables, &shared2, &stop2))
+            .context("can't start the slow path's thread")?;
+        Ok(SlowThread { shared, stop, thread: Some(thread) })
+    }
+
+    /// Returns when there may be updates.
+    pub async fn wait_for_updates(&self) {
+        self.shared.notify.notified().await;
+    }
+
+    /// The next update that a miss asked for.
+    pub fn next_update(&self) -> Option<MapUpdate> {
+        self.shared.updates.pop()
+    }
+
+    /// How many frames the slow path dropped for this reason.
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.shared.drops[reason as usize].load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for SlowThread {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()) {
+            tracing::error!(%error, "can't stop the slow path");
+            return;
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the slow path's thread had panicked");
+        }
+    }
+}
+
+fn work(mut xsk: Xsk, tables: &RwLock<Tables>, shared: &Shared, stop: &OwnedFd) {
+    let begin = Instant::now();
+    let mut slow = SlowPath::new();
+    loop {
+        let ready = {
+            let mut fds = [PollFd::new(&xsk, PollFlags::IN), PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) => !fds[1].revents().contains(PollFlags::IN),
+                Err(rustix::io::Errno::INTR) => true,
+                Err(error) => {
+                    tracing::error!(%error, "the slow path can't wait for frames and ends");
+                    return;
+                }
+            }
+        };
+        if !ready {
+            return;
+        }
+        loop {
+            let (rx, tx) = xsk.split();
+            let received = {
+                let tables = tables.read();
+                let mut output = Sender { tx, shared };
+                rx.receive(BATCH, |frame| slow.handle(&tables, frame, begin.elapsed(), &mut output))
+            };
+            if let Err(error) = tx.flush() {
+                tracing::warn!(%error, "the slow path can't send");
+            }
+            if received < BATCH {
+                break;
+            }
+        }
+    }
+}
+
+/// Where the slow path's decisions go.
+struct Sender<'a> {
+    tx: &'a mut Tx,
+    shared: &'a Shared,
+}
+
+impl Output for Sender<'_> {
+    fn frame(&mut self, len: usize, write: impl FnOnce(&mut [u8])) {
+        let Some(mut frame) = self.tx.reserve() else {
+            return self.drop(DropReason::PuntQueueFull);
+        };
+        match frame.buffer().get_mut(..len) {
+            Some(buffer) => write(buffer),
+            None => return self.drop(DropReason::PuntTooBig),
+        }
+        if frame.commit(len).is_err() {
+            self.drop(DropReason::PuntTooBig);
+        }
+    }
+
+    fn update(&mut self, update: MapUpdate) {
+        if self.shared.updates.push(update).is_ok() {
+            self.shared.notify.notify_one();
+        }
+    }
+
+    fn drop(&mut self, reason: DropReason) {
+        self.shared.drops[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
