@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn lengths_are_checked_and_an_uncommitted_frame_stays_free() {
         let (mut tx, mut tx_kernel, _completion) = tx(4);
-        drop(tx.reserve().unwrap());
+        let _ = tx.reserve().unwrap().buffer();
         for len in [0, 13, 4097, usize::MAX] {
             let result = tx.reserve().unwrap().commit(len);
             assert!(

@@ -118,11 +118,13 @@ fn echoes_from_within_receive() {
     in_lab(|| {
         let mut bound = Bound::new(&small(), XdpMode::Native);
         let peer = PacketSocket::bind(ifindex(PEER));
+        let start = Instant::now();
         for seq in 0..500 {
             peer.send(&frame(seq));
             let (rx, tx) = bound.xsk.split();
             let mut echoed = 0;
             while echoed == 0 {
+                assert!(start.elapsed() < Duration::from_secs(60), "{seq}");
                 echoed = rx.receive(64, |frame| {
                     let mut out = tx.reserve().unwrap();
                     out.buffer()[..frame.len()].copy_from_slice(frame);
