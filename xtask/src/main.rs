@@ -1,12 +1,14 @@
 //! `cargo xtask`: builds the eBPF programs, runs the demo lab and the tests. No product logic.
 
+mod demo;
 mod ebpf;
 mod packages;
 mod process;
+mod test;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Args, Parser};
 
 /// Build, lab and test tasks of overlay-dp.
 #[derive(Parser)]
@@ -14,11 +16,45 @@ use clap::Parser;
 enum Task {
     /// Compile overlay-ebpf into target/ebpf/overlay-ebpf.o, installing the toolchain if it is missing
     BuildEbpf,
+    /// Build all, run two hosts with an overlay network on this machine, check it, remove it
+    Demo(DemoArgs),
+    /// All that a change must pass: format, lints, docs, tests; end-to-end tests when root
+    Test(TestArgs),
+    /// As `test`, with a failure when something would be skipped (as CI=true does)
+    Ci,
+}
+
+#[derive(Args)]
+struct DemoArgs {
+    /// Leave the lab running, and say how to enter it
+    #[arg(long)]
+    keep: bool,
+    /// Remove the labs that --keep has left
+    #[arg(long, conflicts_with_all = ["keep", "datapath"])]
+    remove: bool,
+    /// Which hooks to use: auto, xdp or tcx
+    #[arg(long)]
+    datapath: Option<String>,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Unit tests alone: no lints, docs or end-to-end tests
+    #[arg(long)]
+    quick: bool,
 }
 
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::BuildEbpf => ebpf::build().map(|_| ExitCode::SUCCESS),
+        Task::Demo(args) if args.remove => {
+            demo::remove();
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Demo(args) => demo::run(args.datapath.as_deref(), args.keep),
+        Task::Test(args) if args.quick => test::quick(),
+        Task::Test(_) => test::all(std::env::var("CI").is_ok_and(|ci| ci == "true")),
+        Task::Ci => test::all(true),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -41,6 +41,27 @@ pub const EBPF_LINKER: [Package; 2] = [
     package("gcc", "cc", "links bpf-linker"),
 ];
 
+/// What the lab, the tests and the demo run.
+pub const LAB: [Package; 9] = [
+    package("iproute2", "nstat", "namespaces, links, kernel counters"),
+    package("iputils-ping", "ping", "checks round trips and MTU"),
+    package("iputils-arping", "/usr/bin/arping", "checks ARP"),
+    package("iperf3", "iperf3", "TCP and UDP load"),
+    package(
+        "traceroute",
+        "traceroute",
+        "checks that the overlay is one hop",
+    ),
+    package("ethtool", "ethtool", "sets offloads of the lab's links"),
+    package("procps", "sysctl", "turns the lab's router on"),
+    package("tcpdump", "tcpdump", "for looking at frames in a kept lab"),
+    package(
+        "bpftool",
+        "bpftool",
+        "for looking at programs and maps in a kept lab",
+    ),
+];
+
 impl Package {
     fn is_missing(&self) -> bool {
         if self.proof.starts_with('/') {

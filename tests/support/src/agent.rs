@@ -47,6 +47,8 @@ impl AgentProc {
             .args(args.split_whitespace())
             .env("PATH", search_path())
             .env("OVERLAY_DP_INSTANCE", &host.instance)
+            // The log is a file, and ends up in test reports.
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

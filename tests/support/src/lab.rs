@@ -1,5 +1,6 @@
 //! The topology.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -53,6 +54,18 @@ impl Host {
     /// `overlay-dp …` on this host, the words of `line` split at blanks.
     pub fn overlay_cmd(&self, line: &str) -> Command {
         let mut command = self.ns.cmd(&self.bin, line.split_whitespace());
+        command.env("OVERLAY_DP_INSTANCE", &self.instance);
+        command
+    }
+
+    /// As [`Host::overlay_cmd`], run by a program that changes its privileges or its view of the
+    /// system, such as `setpriv …`.
+    pub fn overlay_cmd_under(&self, wrapper: &str, line: &str) -> Command {
+        let words = wrapper.split_whitespace().map(OsStr::new);
+        let words = words.chain([self.bin.as_os_str()]);
+        let mut command = self
+            .ns
+            .cmd("env", words.chain(line.split_whitespace().map(OsStr::new)));
         command.env("OVERLAY_DP_INSTANCE", &self.instance);
         command
     }

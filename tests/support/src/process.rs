@@ -28,7 +28,11 @@ pub fn stop_on_signals() -> Result<()> {
     Ok(())
 }
 
-fn check_signals() -> Result<()> {
+/// Whether to go on.
+///
+/// # Errors
+/// When [`stop_on_signals`] was called and a signal has come.
+pub fn check_signals() -> Result<()> {
     if STOP.get().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
         bail!("interrupted");
     }
