@@ -25,6 +25,10 @@ pub fn ensure_mounted(path: &Path) -> Result<()> {
         return Ok(());
     }
     std::fs::create_dir_all(path).map_err(cannot)?;
+    // The new directory may be inside one that is mounted already.
+    if is_bpffs(path).map_err(cannot)? {
+        return Ok(());
+    }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("bpf", path, "bpf", flags, c"mode=0700").map_err(|e| cannot(e.into()))
 }

@@ -35,6 +35,9 @@ pub enum Error {
     /// The namespace was there when it was opened.
     #[error("the network namespace of {0} is gone: remove the container and add it again")]
     NamespaceGone(String),
+    /// The host's own namespace in a container's place.
+    #[error("{0} is in the host's own network namespace: give the container one of its own")]
+    HostNamespace(String),
     /// The kernel does not let us in.
     #[error("cannot enter the network namespace of {name}: {source}; run as root")]
     Enter {

@@ -4,7 +4,8 @@ use futures_util::TryStreamExt;
 use overlay_core::model::MacAddr;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkFlags, LinkInfo as InfoAttribute, LinkMessage, LinkXdp, XdpAttached,
+    LinkAttribute, LinkFlags, LinkInfo as InfoAttribute, LinkLayerType, LinkMessage, LinkXdp,
+    XdpAttached,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
@@ -79,8 +80,7 @@ impl LinkInfo {
             link_netnsid: None,
             xdp: None,
         };
-        let ethernet =
-            message.header.link_layer_type == rtnetlink::packet_route::link::LinkLayerType::Ether;
+        let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),

@@ -1,6 +1,6 @@
 //! The kernel's news about links, addresses, routes and neighbours.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::net::IpAddr;
 
 use futures_util::{Stream, StreamExt};
@@ -107,13 +107,13 @@ impl Monitor {
             tracing::debug!("the kernel's default queue has to do for its news");
         }
         let (tx, rx) = mpsc::channel(QUEUE);
-        let events = messages.filter_map(async |(message, _)| event(message));
+        let events = messages.filter_map(|(message, _)| ready(event(message)));
         let task = async move {
             // Without its handle the connection would take no request, and end.
             let _handle = handle;
             tokio::select! {
                 () = connection => {}
-                () = forward(Box::pin(events), &tx) => {}
+                () = forward(events, &tx) => {}
                 () = tx.closed() => {}
             }
         };
@@ -121,10 +121,17 @@ impl Monitor {
     }
 }
 
-/// Passes events on. When the receiver is behind by a whole queue, events are dropped until it
-/// can be told so: they must not pile up in memory.
+/// Passes events on. One that repeats the last in the queue is left out, so that a routing
+/// daemon's start is one [`HostEvent::Route`]. When the receiver is behind by a whole queue,
+/// events are dropped until it can be told so: they must not pile up in memory.
 async fn forward(mut events: impl Stream<Item = HostEvent> + Unpin, tx: &Sender<HostEvent>) {
+    let mut last = None;
     while let Some(event) = events.next().await {
+        let queued = tx.capacity() < tx.max_capacity();
+        if queued && last.as_ref() == Some(&event) {
+            continue;
+        }
+        last = Some(event.clone());
         match tx.try_send(event) {
             Ok(()) => continue,
             Err(TrySendError::Closed(_)) => return,
@@ -137,7 +144,10 @@ async fn forward(mut events: impl Stream<Item = HostEvent> + Unpin, tx: &Sender<
             }
         };
         match permit {
-            Ok(permit) => permit.send(HostEvent::Overrun),
+            Ok(permit) => {
+                last = Some(HostEvent::Overrun);
+                permit.send(HostEvent::Overrun);
+            }
             Err(_) => return,
         }
     }
@@ -209,15 +219,37 @@ mod tests {
     use super::*;
     use futures_util::stream;
 
+    fn neighbour(last: u8) -> HostEvent {
+        HostEvent::Neighbour {
+            ip: IpAddr::from([10, 0, 0, last]),
+            ifindex: 1,
+            mac: None,
+        }
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn a_slow_receiver_is_told_of_the_overrun() {
         let (tx, mut rx) = mpsc::channel(2);
-        let events = stream::iter(vec![HostEvent::Route; 10]).chain(stream::pending());
-        let task = tokio::spawn(async move { forward(Box::pin(events), &tx).await });
+        let events = stream::iter((1..=9).map(neighbour)).chain(stream::pending());
+        let task = tokio::spawn(async move { forward(events, &tx).await });
         tokio::task::yield_now().await;
-        assert_eq!(rx.recv().await, Some(HostEvent::Route));
-        assert_eq!(rx.recv().await, Some(HostEvent::Route));
+        assert_eq!(rx.recv().await, Some(neighbour(1)));
+        assert_eq!(rx.recv().await, Some(neighbour(2)));
         assert_eq!(rx.recv().await, Some(HostEvent::Overrun));
         task.abort();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn repeats_are_left_out_while_they_wait() {
+        use HostEvent::Route;
+        let (tx, mut rx) = mpsc::channel(9);
+        let events = [Route, Route, neighbour(1), Route, Route, Route];
+        forward(stream::iter(events.clone()), &tx).await;
+        assert_eq!(rx.recv().await, Some(Route));
+        assert_eq!(rx.recv().await, Some(neighbour(1)));
+        assert_eq!(rx.recv().await, Some(Route));
+        assert!(rx.is_empty());
+        forward(stream::iter([Route]), &tx).await;
+        assert_eq!(rx.recv().await, Some(Route));
     }
 }

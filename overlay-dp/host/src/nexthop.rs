@@ -148,12 +148,27 @@ impl Host {
         {
             Ok(Some(route)) => Ok(route),
             Ok(None) => Err(Error::NoRoute(dst)),
-            Err(e) => Err(match errno(&e) {
-                Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES) => Error::NoRoute(dst),
-                Some(libc::EINVAL) => Error::NotOurAddress(src),
-                _ => Error::netlink(format!("look up the route to {dst}"), e),
-            }),
+            // What it says to a foreign source address depends on the kernel's version, and
+            // routes that refuse say the same.
+            Err(e) => match errno(&e) {
+                Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL) => {
+                    if self.has_address(src).await? {
+                        Err(Error::NoRoute(dst))
+                    } else {
+                        Err(Error::NotOurAddress(src))
+                    }
+                }
+                _ => Err(Error::netlink(format!("look up the route to {dst}"), e)),
+            },
         }
+    }
+
+    async fn has_address(&self, ip: IpAddr) -> Result<bool> {
+        let request = self.handle.address().get().set_address_filter(ip);
+        let found = Box::pin(request.execute()).try_next().await;
+        found
+            .map(|message| message.is_some())
+            .map_err(|e| Error::netlink("list the addresses", e))
     }
 }
 

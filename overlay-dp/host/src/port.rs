@@ -2,13 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
-use futures_util::TryStreamExt;
 use ipnetwork::IpNetwork;
 use overlay_core::model::MacAddr;
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -16,11 +13,6 @@ use crate::error::errno;
 use crate::host::drive;
 use crate::link::check_ifname;
 use crate::{Error, Host, LinkInfo, Netns, Result, sysctl};
-
-/// How long the kernel may take to form the link-local address once both ends are up. It takes
-/// a few milliseconds, when its link-watch work runs.
-const LINK_LOCAL_WAIT: Duration = Duration::from_secs(1);
-const LINK_LOCAL_POLL: Duration = Duration::from_millis(2);
 
 /// A port to make.
 #[derive(Clone, Debug)]
@@ -69,6 +61,9 @@ impl Host {
         check_ifname(spec.host_ifname)?;
         check_ifname(spec.container_ifname)?;
         check_gateway(spec)?;
+        if spec.netns.is_same(&Netns::current()?) {
+            return Err(Error::HostNamespace(spec.netns.reference().to_string()));
+        }
         let (inside, connection) = Host::inside(spec.netns)?;
         drive(connection, async {
             self.create_pair(&inside, spec).await?;
@@ -124,7 +119,11 @@ impl Host {
             .netns
             .run(|| sysctl::prompt_ipv6(spec.container_ifname, want_ipv6))??;
 
-        for &(ip, prefix) in spec.addrs {
+        // The kernel forms the same address by itself, but only when its link-watch work gets
+        // round to it, which can take a second.
+        let link_local = has_ipv6.then(|| spec.mac.link_local());
+        let link_local_addr = link_local.map(|ip| (IpAddr::V6(ip), 64));
+        for (ip, prefix) in spec.addrs.iter().copied().chain(link_local_addr) {
             inside.add_address(peer.index, ip, prefix).await?;
         }
         self.set_up(spec.host_ifname).await?;
@@ -135,11 +134,6 @@ impl Host {
         };
         // Last of what can fail, since it is not ours to undo.
         inside.set_up("lo").await?;
-        let link_local = if has_ipv6 {
-            inside.wait_for_link_local(peer.index).await?
-        } else {
-            None
-        };
         Ok(Port {
             host_ifindex: host.index,
             container_ifindex: peer.index,
@@ -180,36 +174,6 @@ impl Host {
                 e,
             )),
         }
-    }
-
-    async fn wait_for_link_local(&self, index: u32) -> Result<Option<Ipv6Addr>> {
-        let deadline = tokio::time::Instant::now() + LINK_LOCAL_WAIT;
-        loop {
-            let found = self.link_local(index).await?;
-            if found.is_some() || tokio::time::Instant::now() >= deadline {
-                return Ok(found);
-            }
-            tokio::time::sleep(LINK_LOCAL_POLL).await;
-        }
-    }
-
-    async fn link_local(&self, index: u32) -> Result<Option<Ipv6Addr>> {
-        let mut request = self.handle.address().get().set_link_index_filter(index);
-        request.message_mut().header.family = AddressFamily::Inet6;
-        let addresses: Vec<AddressMessage> = request
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| Error::netlink("list the container's addresses", e))?;
-        Ok(addresses
-            .iter()
-            .flat_map(|message| &message.attributes)
-            .find_map(|attribute| match attribute {
-                AddressAttribute::Address(IpAddr::V6(ip)) if ip.is_unicast_link_local() => {
-                    Some(*ip)
-                }
-                _ => None,
-            }))
     }
 }
 

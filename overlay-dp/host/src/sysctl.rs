@@ -29,8 +29,9 @@ pub(crate) fn disable_ipv6(ifname: &str) -> Result<()> {
     write(ifname, "disable_ipv6", "1")
 }
 
-/// Makes the link-local address the EUI-64 one, usable the moment the link is up. `want_ipv6`
-/// enables IPv6 where the container's default is off. True when the interface has IPv6.
+/// Makes the link-local address the EUI-64 one, and skips duplicate address detection, now and
+/// whenever the container takes the interface down and up again. `want_ipv6` enables IPv6 where
+/// the container's default is off. True when the interface has IPv6.
 pub(crate) fn prompt_ipv6(ifname: &str, want_ipv6: bool) -> Result<bool> {
     if !has_ipv6() {
         return Ok(false);
