@@ -76,6 +76,8 @@ counters! {
         Helper => "helper-failed",
         /// A frame on the punt link that neither the agent nor our programs sent.
         NotPunted => "not-punted",
+        /// A frame for the agent while no agent runs.
+        NoAgent => "no-agent",
         /// The agent had no free frame to send with.
         PuntQueueFull => "punt-queue-full",
     }

@@ -110,11 +110,17 @@ pub const fn mac_eq(a: &Mac, b: &Mac) -> bool {
 /// True when the two addresses are the same; see [`mac_eq`].
 #[inline(always)]
 pub const fn ip_eq(a: &Ip16, b: &Ip16) -> bool {
-    let mut different = 0;
-    let mut i = 0;
-    while i < 16 {
-        different |= a[i] ^ b[i];
-        i += 1;
-    }
-    different == 0
+    let (x, y) = (words(a), words(b));
+    x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3]
+}
+
+/// The four words of an address, as they lie in memory.
+#[inline(always)]
+pub const fn words(ip: &Ip16) -> [u32; 4] {
+    [
+        u32::from_ne_bytes([ip[0], ip[1], ip[2], ip[3]]),
+        u32::from_ne_bytes([ip[4], ip[5], ip[6], ip[7]]),
+        u32::from_ne_bytes([ip[8], ip[9], ip[10], ip[11]]),
+        u32::from_ne_bytes([ip[12], ip[13], ip[14], ip[15]]),
+    ]
 }

@@ -33,6 +33,11 @@ pub trait Frame {
 
     /// The payload bytes of one segment when the frame is a GSO super-packet, else 0.
     fn gso_size(&self) -> u32;
+
+    /// True when the kernel has taken an 802.1Q tag off the frame and keeps it beside it.
+    fn has_vlan_aside(&self) -> bool {
+        false
+    }
 }
 
 /// The forwarding tables, read.

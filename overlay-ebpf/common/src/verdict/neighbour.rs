@@ -45,28 +45,26 @@ pub fn parse_arp<F: Frame>(frame: &F) -> Result<Arp, DropReason> {
     })
 }
 
-/// The reply to an ARP request: `target_ip` is at `mac`.
+/// Makes an ARP request its reply: the address asked for is at `mac`.
 #[inline(always)]
-pub fn arp_reply(request: &[u8; ARP_FRAME], mac: &Mac) -> [u8; ARP_FRAME] {
-    let mut r = *request;
+pub fn arp_reply(frame: &mut [u8; ARP_FRAME], mac: &Mac) {
     let mut i = 0;
     while i < 6 {
-        r[i] = request[22 + i]; // to the sender
-        r[6 + i] = mac[i];
-        r[22 + i] = mac[i];
-        r[32 + i] = request[22 + i];
+        let sender = frame[22 + i];
+        frame[i] = sender;
+        frame[32 + i] = sender;
+        frame[6 + i] = mac[i];
+        frame[22 + i] = mac[i];
         i += 1;
     }
     let [o0, o1] = ARP_REPLY.to_be_bytes();
-    r[20] = o0;
-    r[21] = o1;
+    frame[20] = o0;
+    frame[21] = o1;
     i = 0;
     while i < 4 {
-        r[28 + i] = request[38 + i];
-        r[38 + i] = request[28 + i];
+        frame.swap(28 + i, 38 + i);
         i += 1;
     }
-    r
 }
 
 /// A neighbour solicitation or advertisement.
@@ -85,16 +83,11 @@ pub struct Nd {
 /// it is none. The caller has seen that the next header is ICMPv6.
 #[inline(always)]
 pub fn parse_nd<F: Frame>(frame: &F) -> Option<Nd> {
-    let m: [u8; 24] = frame.load(ETH_LEN + IPV6_LEN)?;
+    let m: [u8; 2] = frame.load(ETH_LEN + IPV6_LEN)?;
     if m[0] != ICMPV6_NS && m[0] != ICMPV6_NA {
         return None;
     }
-    let mut target = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        target[i] = m[8 + i];
-        i += 1;
-    }
+    let target = frame.load(ETH_LEN + IPV6_LEN + 8)?;
     let option: Option<[u8; 8]> = frame.load(ETH_LEN + IPV6_LEN + 24);
     let lone_option = matches!(option, Some([1, 1, ..]));
     let answerable = match frame.load::<4>(ETH_LEN + 4) {
@@ -114,47 +107,45 @@ pub fn parse_nd<F: Frame>(frame: &F) -> Option<Nd> {
     })
 }
 
-/// The advertisement that answers an `answerable` solicitation: its target is at `mac`. Solicited
-/// and override flags are set, and the option becomes the target link-layer address.
+/// Makes an `answerable` solicitation the advertisement that answers it: its target is at `mac`.
+/// Solicited and override flags are set, and the option becomes the target link-layer address.
 #[inline(always)]
-pub fn nd_reply(ns: &[u8; ND_FRAME], mac: &Mac) -> [u8; ND_FRAME] {
-    const IP: usize = ETH_LEN;
+pub fn nd_reply(frame: &mut [u8; ND_FRAME], mac: &Mac) {
+    const SRC: usize = ETH_LEN + 8;
+    const DST: usize = ETH_LEN + 24;
     const ICMP: usize = ETH_LEN + IPV6_LEN;
-    let mut r = *ns;
     let mut i = 0;
     while i < 6 {
-        r[i] = ns[6 + i];
-        r[6 + i] = mac[i];
-        r[ICMP + 26 + i] = mac[i];
+        frame[i] = frame[6 + i];
+        frame[6 + i] = mac[i];
+        frame[ICMP + 26 + i] = mac[i];
         i += 1;
     }
     i = 0;
     while i < 16 {
-        r[IP + 8 + i] = ns[ICMP + 8 + i]; // from the target
-        r[IP + 24 + i] = ns[IP + 8 + i]; // to who asked
+        frame[DST + i] = frame[SRC + i]; // to who asked
+        frame[SRC + i] = frame[ICMP + 8 + i]; // from the target
         i += 1;
     }
-    r[IP + 7] = 255;
-    r[ICMP] = ICMPV6_NA;
-    r[ICMP + 1] = 0;
-    r[ICMP + 2] = 0;
-    r[ICMP + 3] = 0;
-    r[ICMP + 4] = 0x60;
-    r[ICMP + 5] = 0;
-    r[ICMP + 6] = 0;
-    r[ICMP + 7] = 0;
-    r[ICMP + 24] = 2;
-    r[ICMP + 25] = 1;
-    // The pseudo-header's addresses and the message lie behind one another from IP + 8 on; its
+    frame[ETH_LEN + 7] = 255;
+    // Type, code, checksum (0 while it is computed), flags.
+    let head = [ICMPV6_NA, 0, 0, 0, 0x60, 0, 0, 0];
+    i = 0;
+    while i < 8 {
+        frame[ICMP + i] = head[i];
+        i += 1;
+    }
+    frame[ICMP + 24] = 2;
+    frame[ICMP + 25] = 1;
+    // The pseudo-header's addresses and the message lie behind one another from SRC on; its
     // length and next header are added by hand (RFC 8200 section 8.1).
     let mut sum = ND_LEN as u32 + PROTO_ICMPV6 as u32;
-    i = IP + 8;
+    i = SRC;
     while i < ND_FRAME {
-        sum += be16(r[i], r[i + 1]) as u32;
+        sum += be16(frame[i], frame[i + 1]) as u32;
         i += 2;
     }
     let [c0, c1] = (!checksum::fold(sum)).to_be_bytes();
-    r[ICMP + 2] = c0;
-    r[ICMP + 3] = c1;
-    r
+    frame[ICMP + 2] = c0;
+    frame[ICMP + 3] = c1;
 }

@@ -8,7 +8,7 @@ use crate::outer::{Meta, mix};
 use crate::punt::Reason;
 use crate::wire::{
     ARP_REQUEST, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ICMPV6_NS, IPV4_LEN, IPV6_LEN, Ip16,
-    PROTO_ICMPV6, UNSPECIFIED, be16, ip_eq, is_group, mac_eq, map_v4,
+    PROTO_ICMPV6, UNSPECIFIED, be16, ip_eq, is_group, mac_eq, map_v4, words,
 };
 
 /// Decides about a frame that came in on the port with this ifindex.
@@ -28,6 +28,9 @@ fn decide<'t, F: Frame, T: Tables>(
 ) -> Result<Verdict<'t>, DropReason> {
     let port = tables.port(ifindex).ok_or(DropReason::UnknownPort)?;
     let eth = ethernet(frame, 0)?;
+    if frame.has_vlan_aside() {
+        return Err(DropReason::InnerVlan);
+    }
     if !mac_eq(&eth.src, &port.mac) {
         return Err(DropReason::SpoofedMac);
     }
@@ -83,12 +86,12 @@ fn ipv6<'t, F: Frame, T: Tables>(
     ifindex: u32,
     eth: &Eth,
 ) -> Result<Verdict<'t>, DropReason> {
-    let h: [u8; IPV6_LEN] = frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
+    // Piece by piece, as each is needed: 40 bytes at once are too many for a BPF stack.
+    let h: [u8; 8] = frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
+    let src: Ip16 = frame.load(ETH_LEN + 8).ok_or(DropReason::Truncated)?;
     if h[0] >> 4 != 6 {
         return Err(DropReason::InnerHeader);
     }
-    let src: Ip16 = half(&h, 8);
-    let dst: Ip16 = half(&h, 24);
     let own = owns_ip6(port, &src);
     // From `::` only what address configuration sends: it goes to groups.
     let unconfigured = ip_eq(&src, &UNSPECIFIED) && is_group(&eth.dst);
@@ -121,19 +124,8 @@ fn ipv6<'t, F: Frame, T: Tables>(
             _ => {}
         }
     }
-    let words = |a: &Ip16| {
-        let mut hash = 0;
-        let mut i = 0;
-        while i < 16 {
-            hash = mix(
-                hash,
-                u32::from_ne_bytes([a[i], a[i + 1], a[i + 2], a[i + 3]]),
-            );
-            i += 4;
-        }
-        hash
-    };
-    let addresses = mix(words(&src), words(&dst));
+    let dst: Ip16 = frame.load(ETH_LEN + 24).ok_or(DropReason::Truncated)?;
+    let addresses = mix(hash_ip6(&src), hash_ip6(&dst));
     let tos = (h[0] << 4) | (h[1] >> 4);
     let meta = Meta {
         tos,
@@ -230,14 +222,9 @@ fn owns_ip6(port: &PortEntry, ip: &Ip16) -> bool {
     !ip_eq(ip, &UNSPECIFIED) && (ip_eq(ip, &port.ip6[0]) || ip_eq(ip, &port.ip6[1]))
 }
 
-/// The 16 bytes of a header at `at`.
+/// Folds an IPv6 address into a hash.
 #[inline(always)]
-fn half(h: &[u8; IPV6_LEN], at: usize) -> Ip16 {
-    let mut ip = UNSPECIFIED;
-    let mut i = 0;
-    while i < 16 {
-        ip[i] = h[at + i];
-        i += 1;
-    }
-    ip
+fn hash_ip6(ip: &Ip16) -> u32 {
+    let [a, b, c, d] = words(ip);
+    mix(mix(mix(mix(0, a), b), c), d)
 }

@@ -42,7 +42,8 @@ fn outer<F: Frame>(frame: &F, config: &Config) -> Result<Option<Outer>, DropReas
     let Some([t0, t1]) = frame.load::<2>(12) else {
         return Ok(None);
     };
-    if be16(t0, t1) != ETH_P_IP {
+    // A tagged frame belongs to a VLAN interface above the uplink.
+    if be16(t0, t1) != ETH_P_IP || frame.has_vlan_aside() {
         return Ok(None);
     }
     let Some(ip) = frame.load::<IPV4_LEN>(ETH_LEN) else {

@@ -1,0 +1,99 @@
+//! Outer headers go on.
+
+use aya_ebpf::bindings::{
+    BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+    BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+};
+use aya_ebpf::bpf_f_adj_room_encap_l2;
+use aya_ebpf::helpers::{bpf_skb_adjust_room, bpf_skb_change_head, bpf_xdp_adjust_head};
+use overlay_common::counters::DropReason;
+use overlay_common::outer::OuterV4;
+use overlay_common::verdict::Frame;
+use overlay_common::wire::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, OUTER_V4_LEN};
+
+use crate::packet::{Packet, Skb, Xdp};
+
+/// Why a frame got no outer headers.
+pub enum EncapError {
+    /// The hook can't do it for such a frame, which is as it was: the agent may be able to.
+    Unable,
+    /// It went wrong half-way.
+    Failed(DropReason),
+}
+
+impl From<DropReason> for EncapError {
+    #[inline(always)]
+    fn from(reason: DropReason) -> Self {
+        EncapError::Failed(reason)
+    }
+}
+
+/// Putting outer headers in front.
+pub trait Encap: Packet {
+    /// For the wire: the kernel, too, knows it as a tunnel then, and can segment and checksum it.
+    fn encap(&mut self, outer: &OuterV4) -> Result<(), EncapError>;
+
+    /// For the punt link: mere bytes in front, whatever the frame is.
+    fn prepend(&mut self, outer: &OuterV4) -> Result<(), DropReason>;
+}
+
+impl Encap for Xdp {
+    #[inline(always)]
+    fn encap(&mut self, outer: &OuterV4) -> Result<(), EncapError> {
+        Ok(self.prepend(outer)?)
+    }
+
+    #[inline(always)]
+    fn prepend(&mut self, outer: &OuterV4) -> Result<(), DropReason> {
+        let headers = outer.to_bytes(self.len);
+        // SAFETY: `ctx` is the program's own context; no packet pointer is held.
+        if unsafe { bpf_xdp_adjust_head(self.ctx, -(OUTER_V4_LEN as i32)) } != 0 {
+            return Err(DropReason::Helper);
+        }
+        self.len += OUTER_V4_LEN as u32;
+        self.store(0, &headers)
+    }
+}
+
+impl Encap for Skb {
+    #[inline(always)]
+    fn encap(&mut self, outer: &OuterV4) -> Result<(), EncapError> {
+        // The room is made behind the Ethernet header, with its own length announced as the inner
+        // layer 2's: this is what makes segmentation offload work. Any other length breaks it,
+        // and without FIXED_GSO the segments would shrink. UDP checksum offload is a flag of its
+        // own that stays off, as RFC 7348 wants.
+        const FLAGS: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH
+            | BPF_F_ADJ_ROOM_FIXED_GSO) as u64
+            | bpf_f_adj_room_encap_l2(ETH_LEN as u64);
+
+        let protocol = self.protocol();
+        if protocol != ETH_P_IP && protocol != ETH_P_IPV6 {
+            return Err(EncapError::Unable);
+        }
+        let headers = outer.to_bytes(self.total_len());
+        let eth: [u8; ETH_LEN] = self.load(0).ok_or(DropReason::Helper)?;
+        // SAFETY: `ctx` is the program's own context; no packet pointer is held.
+        let result =
+            unsafe { bpf_skb_adjust_room(self.ctx, OUTER_V4_LEN as i32, BPF_ADJ_ROOM_MAC, FLAGS) };
+        if result != 0 {
+            // A tunnel inside, or a kind of super-packet the kernel can't tunnel: it has looked
+            // before it changed anything.
+            return Err(EncapError::Unable);
+        }
+        self.store(0, &headers)?;
+        self.store(OUTER_V4_LEN, &eth)?;
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn prepend(&mut self, outer: &OuterV4) -> Result<(), DropReason> {
+        let headers = outer.to_bytes(self.total_len());
+        // SAFETY: `ctx` is the program's own context; no packet pointer is held.
+        if unsafe { bpf_skb_change_head(self.ctx, OUTER_V4_LEN as u32, 0) } != 0 {
+            return Err(DropReason::Helper);
+        }
+        self.store(0, &headers)
+    }
+}

@@ -1,0 +1,103 @@
+//! The maps, and how the verdicts read them. The agent is the only writer, counters excepted.
+//!
+//! All are pinned by name, so that a program loaded by the next agent sees what the last one
+//! wrote. The hash maps are not preallocated: an idle host pays only for buckets, and an element
+//! that is replaced or deleted stays as it was for whoever still looks at it.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, XskMap};
+use overlay_common::counters::{DropReason, Stat};
+use overlay_common::layout::{
+    Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
+};
+use overlay_common::verdict::Tables;
+use overlay_common::wire::Ip16;
+
+#[map]
+static OVL_CONFIG: Array<Config> = Array::pinned(1, 0);
+#[map]
+static OVL_PORTS: HashMap<u32, PortEntry> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+#[map]
+static OVL_NETWORKS: HashMap<u32, NetworkEntry> = HashMap::pinned(1 << 16, BPF_F_NO_PREALLOC);
+#[map]
+static OVL_FDB: HashMap<FdbKey, FdbEntry> = HashMap::pinned(1 << 20, BPF_F_NO_PREALLOC);
+#[map]
+static OVL_NEIGHBOURS: HashMap<NeighbourKey, NeighbourEntry> =
+    HashMap::pinned(1 << 20, BPF_F_NO_PREALLOC);
+#[map]
+static OVL_VTEPS: HashMap<Ip16, VtepEntry> = HashMap::pinned(1 << 16, BPF_F_NO_PREALLOC);
+#[map]
+static OVL_DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DropReason::COUNT as u32, 0);
+#[map]
+static OVL_STATS: PerCpuArray<u64> = PerCpuArray::pinned(Stat::COUNT as u32, 0);
+#[map]
+pub static OVL_XSKS: XskMap = XskMap::pinned(1, 0);
+
+/// Counts an event.
+#[inline(always)]
+pub fn count(stat: Stat) {
+    add_one(&OVL_STATS, stat as u32);
+}
+
+/// Counts a drop.
+#[inline(always)]
+pub fn count_drop(reason: DropReason) {
+    add_one(&OVL_DROPS, reason as u32);
+}
+
+#[inline(always)]
+fn add_one(counters: &PerCpuArray<u64>, index: u32) {
+    if let Some(counter) = counters.get_ptr_mut(index) {
+        // SAFETY: an aligned u64 that lives as long as the map, which outlives the program's run.
+        // The slot is this CPU's, and softirqs, in which these programs run, do not interrupt
+        // one another, so nobody else writes it; the agent only reads.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// The maps as the verdicts see them.
+pub struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        // An array's elements exist, as zeros, before they are written.
+        OVL_CONFIG.get(0).filter(|config| config.punt_ifindex != 0)
+    }
+
+    // SAFETY of the lookups: a program runs inside an RCU read section. Without preallocation the
+    // kernel never changes an element in place: an update puts a new one in, and the old one is
+    // freed after the section's end, hence after the last use of the reference. Keys and values
+    // are plain bytes without padding.
+
+    #[inline(always)]
+    fn port(&self, ifindex: u32) -> Option<&PortEntry> {
+        // SAFETY: as above.
+        unsafe { OVL_PORTS.get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn network(&self, vni: u32) -> Option<&NetworkEntry> {
+        // SAFETY: as above.
+        unsafe { OVL_NETWORKS.get(vni) }
+    }
+
+    #[inline(always)]
+    fn fdb(&self, key: &FdbKey) -> Option<&FdbEntry> {
+        // SAFETY: as above.
+        unsafe { OVL_FDB.get(key) }
+    }
+
+    #[inline(always)]
+    fn neighbour(&self, key: &NeighbourKey) -> Option<&NeighbourEntry> {
+        // SAFETY: as above.
+        unsafe { OVL_NEIGHBOURS.get(key) }
+    }
+
+    #[inline(always)]
+    fn vtep(&self, ip: &Ip16) -> Option<&VtepEntry> {
+        // SAFETY: as above.
+        unsafe { OVL_VTEPS.get(ip) }
+    }
+}

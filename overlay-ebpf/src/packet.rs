@@ -1,0 +1,342 @@
+//! The only code that touches a packet: every access is checked against the packet's bounds, and
+//! packet pointers are derived anew for each one, so that none survives a change of the packet.
+
+use core::hint::black_box;
+
+use aya_ebpf::bindings::{
+    __sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md,
+};
+use aya_ebpf::helpers::{
+    bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+    bpf_skb_store_bytes, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use overlay_common::counters::DropReason;
+use overlay_common::verdict::Frame;
+use overlay_common::wire::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, be16};
+
+/// A frame in a hook: it can be changed and sent, too. All fail with [`DropReason::Helper`].
+pub trait Packet: Frame {
+    /// What the hook returns to give the frame to the host's network stack.
+    const PASS: i32;
+    /// What the hook returns to drop the frame.
+    const DROP: i32;
+
+    /// Copies `N` bytes at `offset`; `None` when the frame ends before.
+    fn fill<const N: usize>(&self, offset: usize, bytes: &mut Buffer<N>) -> Option<()>;
+
+    /// Overwrites `N` bytes at `offset`.
+    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), DropReason>;
+
+    /// Cuts the frame to `len` bytes, which are fewer than it has.
+    fn cut(&mut self, len: u32) -> Result<(), DropReason>;
+
+    /// Sends the frame out of an interface.
+    fn redirect(&self, ifindex: u32) -> Result<i32, DropReason>;
+
+    /// Gives the frame to the container behind a port, the fastest way the hook knows.
+    fn deliver(&self, port: u32) -> Result<i32, DropReason>;
+
+    /// Sends the frame back out of the interface that it came in on.
+    fn reflect(&self, ifindex: u32) -> Result<i32, DropReason>;
+}
+
+/// Bytes of a packet on the stack, aligned so that words can be read from them.
+///
+/// Without it the compiler keeps each byte of a header in a register of its own, or rather, as
+/// there are ten of them, in eight bytes of the 512 that the stack has.
+#[repr(C, align(8))]
+pub struct Buffer<const N: usize>([u8; N]);
+
+impl<const N: usize> Buffer<N> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        Buffer([0; N])
+    }
+
+    /// The bytes, in memory: the compiler can't know what is in there.
+    #[inline(always)]
+    pub fn get_mut(&mut self) -> &mut [u8; N] {
+        black_box(&mut self.0)
+    }
+
+    /// Copies `N` bytes in, two by two.
+    ///
+    /// # Safety
+    /// `from` must point to `N` readable bytes.
+    #[inline(always)]
+    unsafe fn copy_from(&mut self, from: *const u8) {
+        let mut i = 0;
+        while i + 1 < N {
+            // SAFETY: i + 2 <= N, and there are N readable bytes. Frames begin at even addresses
+            // and all offsets in them are even; the kernel would refuse the program otherwise.
+            let [a, b] = unsafe { from.add(i).cast::<u16>().read() }.to_ne_bytes();
+            self.0[i] = a;
+            self.0[i + 1] = b;
+            i += 2;
+        }
+        if i < N {
+            // SAFETY: i < N.
+            self.0[i] = unsafe { from.add(i).read() };
+        }
+    }
+}
+
+/// A frame in native XDP.
+pub struct Xdp {
+    pub(crate) ctx: *mut xdp_md,
+    /// Its length, pages behind the first one included.
+    pub(crate) len: u32,
+}
+
+impl Xdp {
+    #[inline(always)]
+    pub fn new(context: &XdpContext) -> Xdp {
+        Xdp {
+            ctx: context.ctx,
+            // SAFETY: `ctx` is the program's own context.
+            len: unsafe { bpf_xdp_get_buff_len(context.ctx) } as u32,
+        }
+    }
+
+    /// Where `N` bytes at `offset` are. Valid until the packet is next changed in size.
+    #[inline(always)]
+    fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+        // SAFETY: `ctx` is the program's own context; the kernel makes these two reads pointers.
+        let (data, end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
+        if data + offset + N > end {
+            return None;
+        }
+        Some((data + offset) as *mut [u8; N])
+    }
+}
+
+impl Frame for Xdp {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = Buffer::new();
+        self.fill(offset, &mut bytes)?;
+        Some(*bytes.get_mut())
+    }
+
+    #[inline(always)]
+    fn total_len(&self) -> u32 {
+        self.len
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        0
+    }
+}
+
+impl Packet for Xdp {
+    const PASS: i32 = xdp_action::XDP_PASS as i32;
+    const DROP: i32 = xdp_action::XDP_DROP as i32;
+
+    #[inline(always)]
+    fn fill<const N: usize>(&self, offset: usize, bytes: &mut Buffer<N>) -> Option<()> {
+        let from = self.at::<N>(offset)?;
+        // SAFETY: `at` has seen that N bytes lie between data and data_end, and nothing has
+        // changed the packet since.
+        unsafe { bytes.copy_from(from.cast()) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), DropReason> {
+        let to = self.at::<N>(offset).ok_or(DropReason::Helper)?;
+        let to = to.cast::<u8>();
+        // In pairs and in order: as one value, all would be in registers (see `Buffer`) at once.
+        let mut i = 0;
+        while i + 1 < N {
+            let pair = u16::from_ne_bytes([bytes[i], bytes[i + 1]]);
+            // SAFETY: `at` has seen N bytes, and i + 2 <= N; XDP owns the packet and may write it.
+            unsafe { to.add(i).cast::<u16>().write(pair) };
+            i += 2;
+        }
+        if i < N {
+            // SAFETY: as above, with i < N.
+            unsafe { to.add(i).write(bytes[i]) };
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, len: u32) -> Result<(), DropReason> {
+        let delta = len as i32 - self.len as i32;
+        // SAFETY: `ctx` is the program's own context; no packet pointer is held.
+        if unsafe { bpf_xdp_adjust_tail(self.ctx, delta) } != 0 {
+            return Err(DropReason::Helper);
+        }
+        self.len = len;
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn redirect(&self, ifindex: u32) -> Result<i32, DropReason> {
+        // SAFETY: the helper takes numbers only, and any number.
+        match unsafe { bpf_redirect(ifindex, 0) } as u32 {
+            xdp_action::XDP_REDIRECT => Ok(xdp_action::XDP_REDIRECT as i32),
+            _ => Err(DropReason::Helper),
+        }
+    }
+
+    #[inline(always)]
+    fn deliver(&self, port: u32) -> Result<i32, DropReason> {
+        self.redirect(port)
+    }
+
+    #[inline(always)]
+    fn reflect(&self, _ifindex: u32) -> Result<i32, DropReason> {
+        Ok(xdp_action::XDP_TX as i32)
+    }
+}
+
+/// A frame at tcx ingress.
+pub struct Skb {
+    pub(crate) ctx: *mut __sk_buff,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(context: &TcContext) -> Skb {
+        Skb {
+            ctx: context.skb.skb,
+        }
+    }
+
+    /// The interface that it came in on.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: `ctx` is the program's own context.
+        unsafe { (*self.ctx).ifindex }
+    }
+
+    /// The EtherType that the kernel believes the frame to have.
+    #[inline(always)]
+    pub fn protocol(&self) -> u16 {
+        // SAFETY: `ctx` is the program's own context.
+        u16::from_be(unsafe { (*self.ctx).protocol } as u16)
+    }
+}
+
+impl Frame for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = Buffer::new();
+        self.fill(offset, &mut bytes)?;
+        Some(*bytes.get_mut())
+    }
+
+    #[inline(always)]
+    fn total_len(&self) -> u32 {
+        // SAFETY: `ctx` is the program's own context.
+        unsafe { (*self.ctx).len }
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: `ctx` is the program's own context.
+        unsafe { (*self.ctx).gso_size }
+    }
+
+    #[inline(always)]
+    fn has_vlan_aside(&self) -> bool {
+        // SAFETY: `ctx` is the program's own context.
+        unsafe { (*self.ctx).vlan_present != 0 }
+    }
+}
+
+impl Packet for Skb {
+    const PASS: i32 = TC_ACT_UNSPEC;
+    const DROP: i32 = TC_ACT_SHOT as i32;
+
+    #[inline(always)]
+    fn fill<const N: usize>(&self, offset: usize, bytes: &mut Buffer<N>) -> Option<()> {
+        // SAFETY: `ctx` is the program's own context; the kernel makes these two reads pointers.
+        let (data, end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
+        if data + offset + N <= end {
+            // SAFETY: N bytes lie between data and data_end, as just seen.
+            unsafe { bytes.copy_from((data + offset) as *const u8) };
+        } else {
+            // Behind the linear part. Copied, because pulling it in would have the kernel copy
+            // the whole head of each frame that TCP keeps a clone of.
+            // SAFETY: the destination is N writable bytes.
+            let result = unsafe {
+                bpf_skb_load_bytes(
+                    self.ctx.cast(),
+                    offset as u32,
+                    bytes.get_mut().as_mut_ptr().cast(),
+                    N as u32,
+                )
+            };
+            if result != 0 {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), DropReason> {
+        // Direct writes would have the kernel unclone every frame before the program runs.
+        // SAFETY: the source is N readable bytes; the helper checks offset and length.
+        let result = unsafe {
+            bpf_skb_store_bytes(self.ctx, offset as u32, bytes.as_ptr().cast(), N as u32, 0)
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(DropReason::Helper)
+        }
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, len: u32) -> Result<(), DropReason> {
+        // SAFETY: `ctx` is the program's own context; no packet pointer is held.
+        match unsafe { bpf_skb_change_tail(self.ctx, len, 0) } {
+            0 => Ok(()),
+            _ => Err(DropReason::Helper),
+        }
+    }
+
+    #[inline(always)]
+    fn redirect(&self, ifindex: u32) -> Result<i32, DropReason> {
+        // SAFETY: the helper takes numbers only, and any number.
+        redirected(unsafe { bpf_redirect(ifindex, 0) })
+    }
+
+    #[inline(always)]
+    fn deliver(&self, port: u32) -> Result<i32, DropReason> {
+        const PACKET_HOST: u32 = 0;
+        // The short way leaves out the port's own receive path, so the packet type must be right
+        // already: behind a port it says that the frame is for somebody else. The protocol must
+        // be, too, and after decapsulation it is still the outer one.
+        let ethertype: [u8; 2] = self.load(ETH_LEN - 2).ok_or(DropReason::Helper)?;
+        let ethertype = be16(ethertype[0], ethertype[1]);
+        if (ethertype == ETH_P_IP || ethertype == ETH_P_IPV6) && ethertype == self.protocol() {
+            // SAFETY: `ctx` is the program's own context.
+            if unsafe { bpf_skb_change_type(self.ctx, PACKET_HOST) } != 0 {
+                return Err(DropReason::Helper);
+            }
+            // SAFETY: the helper takes numbers only, and any number.
+            return redirected(unsafe { bpf_redirect_peer(port, 0) });
+        }
+        self.redirect(port)
+    }
+
+    #[inline(always)]
+    fn reflect(&self, ifindex: u32) -> Result<i32, DropReason> {
+        self.redirect(ifindex)
+    }
+}
+
+#[inline(always)]
+fn redirected(result: i64) -> Result<i32, DropReason> {
+    if result == i64::from(TC_ACT_REDIRECT) {
+        Ok(TC_ACT_REDIRECT as i32)
+    } else {
+        Err(DropReason::Helper)
+    }
+}
