@@ -127,7 +127,10 @@ pub fn install(packages: &[Package]) -> Result<()> {
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // Unattended upgrades may be at it.
+        .args(["-o", "DPkg::Lock::Timeout=300"]);
     command
 }
 

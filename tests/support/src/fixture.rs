@@ -18,7 +18,7 @@ use crate::process::wait_until;
 ///
 /// # Panics
 /// When the test fails.
-pub fn test(bin: &str, spec: LabSpec, body: impl FnOnce(&mut Lab) -> Result<()>) {
+pub fn test(bin: &str, spec: LabSpec, body: impl FnOnce(&Lab) -> Result<()>) {
     if !rustix::process::geteuid().is_root() {
         let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
         assert!(
@@ -28,8 +28,8 @@ pub fn test(bin: &str, spec: LabSpec, body: impl FnOnce(&mut Lab) -> Result<()>)
         eprintln!("SKIPPED: end-to-end tests need root");
         return;
     }
-    let mut lab = Lab::new(&spec, Path::new(bin)).unwrap_or_else(|error| panic!("{error:?}"));
-    let outcome = catch_unwind(AssertUnwindSafe(|| body(&mut lab)));
+    let lab = Lab::new(&spec, Path::new(bin)).unwrap_or_else(|error| panic!("{error:?}"));
+    let outcome = catch_unwind(AssertUnwindSafe(|| body(&lab)));
     let logs = lab.logs();
     drop(lab);
     match outcome {

@@ -189,19 +189,17 @@ impl Lab {
         &self.containers[number - 1]
     }
 
-    /// All container namespaces.
+    /// The container namespaces that the spec asked for.
     pub fn containers(&self) -> &[Ns] {
         &self.containers
     }
 
-    /// Another empty namespace, such as a second network's container.
+    /// Another empty namespace, which is none of [`Lab::containers`].
     ///
     /// # Errors
     /// When the name is taken.
-    pub fn add_container(&mut self, label: &str) -> Result<Ns> {
-        let ns = Ns::create(&self.id, label)?;
-        self.containers.push(ns.clone());
-        Ok(ns)
+    pub fn add_container(&self, label: &str) -> Result<Ns> {
+        Ns::create(&self.id, label)
     }
 
     /// Runs `overlay-dp attach --iface eth0 <args>` on host `number` and waits until it is ready.
