@@ -1,5 +1,6 @@
 //! Network namespaces for tests: made with a name of ours, removed when dropped.
 
+use std::io::Write;
 use std::net::IpAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +20,13 @@ pub fn root() -> bool {
         Ok("true"),
         "network tests must run as root in CI"
     );
-    eprintln!("SKIPPED: needs root for network namespaces");
+    // Not eprintln, which the test harness keeps to itself.
+    let test = std::thread::current();
+    let name = test.name().unwrap_or("test");
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED {name}: needs root for namespaces"
+    );
     false
 }
 
