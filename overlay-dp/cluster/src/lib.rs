@@ -1,1 +1,574 @@
-//! cluster
+//! The control plane of overlay-dp in its first form: which hosts belong together, which networks
+//! there are, who has which address, and which endpoint is where.
+//!
+//! The first host makes the cluster and is its manager: it holds the CA, the networks and the
+//! address leases. Other hosts join with a [`Token`]. Everything between hosts is QUIC with TLS
+//! 1.3 and certificates of the cluster's CA on both sides; only a join is let in without one, by
+//! the token's secret, which the joiner sends only after it has verified that CA.
+//!
+//! ```text
+//!   host A (manager)                       host B
+//!   2377/udp control  ◄── join, networks, leases ──
+//!   7946/udp gossip   ◄── endpoints, facts, SWIM ──►  7946/udp gossip
+//! ```
+//!
+//! Without the manager, nothing that runs is lost: endpoints and membership go on between the
+//! others, and only networks and leases wait.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+use overlay_core::model::{Endpoint, Host, HostId, Network, Vni, check_name};
+use parking_lot::Mutex;
+use rand::RngExt;
+use rand::SeedableRng;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+
+mod book;
+mod control;
+mod error;
+mod gossip;
+mod hex;
+mod log;
+mod manager;
+mod node;
+mod pki;
+mod state;
+mod swim;
+mod token;
+mod transport;
+mod wire;
+
+pub use error::Error;
+pub use overlay_core::ipam::{Lease, LeaseSpec, NetworkSpec};
+pub use token::{Token, TokenError};
+
+use node::Node;
+use state::{Store, Stored};
+use wire::{Facts, HostInfo, Reply, Request};
+
+/// The agent should take events at once; so many wait for it without any delay.
+const EVENTS: usize = 1024;
+/// So many requests to the manager are handled at a time.
+const REQUESTS: usize = 64;
+
+/// What this host is and where it keeps its state.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Holds `state.json`; made if absent.
+    pub state_dir: PathBuf,
+    /// For people.
+    pub host_name: String,
+    /// The advertised tunnel address. The control and gossip sockets are bound to it, too.
+    pub vtep: IpAddr,
+    /// UDP port of the tunnels, for others to know.
+    pub data_port: u16,
+    /// UDP port for joining and agreed facts. Only the manager listens on it.
+    pub control_port: u16,
+    /// UDP port for gossip.
+    pub gossip_port: u16,
+    /// For how long the endpoints of a host that is down stay.
+    pub retention: Duration,
+}
+
+impl Config {
+    /// Docker Swarm's ports, and ten minutes of retention.
+    pub fn new(
+        state_dir: impl Into<PathBuf>,
+        host_name: impl Into<String>,
+        vtep: IpAddr,
+    ) -> Config {
+        Config {
+            state_dir: state_dir.into(),
+            host_name: host_name.into(),
+            vtep,
+            data_port: 4789,
+            control_port: control::DEFAULT_PORT,
+            gossip_port: 7946,
+            retention: Duration::from_secs(600),
+        }
+    }
+
+    fn info(&self) -> HostInfo {
+        HostInfo {
+            name: self.host_name.clone(),
+            vtep: self.vtep,
+            data_port: self.data_port,
+            control_port: self.control_port,
+            gossip_port: self.gossip_port,
+        }
+    }
+}
+
+/// How this host comes into its cluster.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// Makes a cluster, with this host as its manager.
+    New,
+    /// Becomes a member of an existing one.
+    Join {
+        /// The manager's IP address, `ip:port` or host name.
+        addr: String,
+        /// From the manager.
+        token: Token,
+    },
+    /// Goes on with the cluster in the state directory.
+    Resume,
+}
+
+/// What [`stored`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSummary {
+    /// This host.
+    pub id: HostId,
+    /// Whether it is the manager.
+    pub manager: bool,
+    /// Where the manager was last.
+    pub manager_addr: Option<SocketAddr>,
+    /// How many hosts the cluster had.
+    pub hosts: usize,
+    ca: token::Fingerprint,
+}
+
+impl StoredSummary {
+    /// Whether the token is for the stored cluster.
+    pub fn is_of(&self, token: &Token) -> bool {
+        self.ca == token.ca
+    }
+}
+
+/// Looks for a cluster to resume.
+///
+/// # Errors
+/// When there is a state file that can't be used.
+pub fn stored(state_dir: &Path) -> Result<Option<StoredSummary>, Error> {
+    let summary = |stored: Stored| StoredSummary {
+        id: stored.id,
+        manager: stored.manager.is_some(),
+        manager_addr: stored
+            .facts
+            .host(stored.facts.manager)
+            .map(|host| SocketAddr::new(host.vtep, host.control_port)),
+        hosts: stored.facts.hosts.len(),
+        ca: token::fingerprint(&stored.identity.ca),
+    };
+    Ok(state::load(state_dir)?.map(summary))
+}
+
+/// What the agent must act on. At the start there is a [`Event::NetworkAdded`] for every network
+/// that is known already; a host's [`Event::MemberUp`] comes before its first endpoint, and an
+/// endpoint's events lie between those of its network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A host is there, or its addresses have changed.
+    MemberUp(Host),
+    /// A host does not answer. Its endpoints stay for [`Config::retention`].
+    MemberDown(HostId),
+    /// A host has left for good; its endpoints went before.
+    MemberLeft(HostId),
+    /// A network was created.
+    NetworkAdded(Network),
+    /// A network was removed.
+    NetworkRemoved(Network),
+    /// Another host has an endpoint.
+    EndpointUp {
+        /// The owner.
+        host: HostId,
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
+    /// Another host no longer has an endpoint. One that changed goes down as it was, then comes up
+    /// as it is.
+    EndpointDown {
+        /// The owner.
+        host: HostId,
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
+}
+
+/// How a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// It answers.
+    Alive,
+    /// It did not answer just now.
+    Suspect,
+    /// It does not answer, or was not heard of since this host started.
+    Down,
+}
+
+/// A host of the cluster, as seen from this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The host.
+    pub host: Host,
+    /// How it is.
+    pub state: MemberState,
+    /// Round trip of the connection with it, if there is one.
+    pub rtt: Option<Duration>,
+    /// Whether it is this host.
+    pub me: bool,
+}
+
+/// What was turned away, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Joins with a wrong secret or impossible wishes.
+    pub joins_refused: u64,
+    /// Membership packets that were malformed or in somebody else's name.
+    pub packets_refused: u64,
+    /// Messages that were malformed, too large or against the protocol.
+    pub messages_refused: u64,
+    /// Connections of hosts that are not members, or of too many at once.
+    pub strangers_refused: u64,
+    /// Endpoints of other hosts that break the rules.
+    pub records_refused: u64,
+}
+
+/// A running member of a cluster: a handle that is cheap to clone. Dropping it stops nothing; see
+/// [`Cluster::shutdown`].
+#[derive(Clone)]
+pub struct Cluster {
+    node: Arc<Node>,
+    token: Option<Token>,
+}
+
+impl Cluster {
+    /// Starts this host's part of the cluster. When a join fails, this host has kept nothing.
+    ///
+    /// # Errors
+    /// When a port is taken, the state directory or the token can't be used, or the manager says
+    /// no or nothing.
+    pub async fn start(
+        config: Config,
+        start: Start,
+    ) -> Result<(Cluster, mpsc::Receiver<Event>), Error> {
+        check_name(&config.host_name)?;
+        let dir = config.state_dir.clone();
+        let kept = state::load(&dir)?;
+        if kept.is_some() && !matches!(start, Start::Resume) {
+            return Err(Error::AlreadyMember(state::path(&dir)));
+        }
+        // Ports are taken first, so that nobody hears of a host that can't run.
+        let gossip_addr = SocketAddr::new(config.vtep, config.gossip_port);
+        let gossip = transport::bind(gossip_addr, "--gossip-port")?;
+        let manager = match &kept {
+            Some(kept) => kept.manager.is_some(),
+            None => matches!(start, Start::New),
+        };
+        let control_addr = SocketAddr::new(config.vtep, config.control_port);
+        let control = manager
+            .then(|| transport::bind(control_addr, "--control-port"))
+            .transpose()?;
+
+        let mut stored = match (kept, start) {
+            (Some(kept), _) => kept,
+            (None, Start::New) => new_cluster(&config)?,
+            (None, Start::Join { addr, token }) => {
+                let joined = control::join(&gossip, &addr, &token, &config.info()).await?;
+                Stored::new(joined.id, joined.identity, joined.facts, None)
+            }
+            (None, Start::Resume) => return Err(Error::NoCluster(state::path(&dir))),
+        };
+        stored.incarnation = control::wall_clock().max(stored.incarnation + 1);
+        let store = Store::create(&dir, stored.clone())?;
+        Self::run(config, stored, store, gossip, control).await
+    }
+
+    async fn run(
+        config: Config,
+        stored: Stored,
+        store: Arc<Store>,
+        gossip: quinn::Endpoint,
+        control: Option<quinn::Endpoint>,
+    ) -> Result<(Cluster, mpsc::Receiver<Event>), Error> {
+        let identity = &stored.identity;
+        gossip.set_server_config(Some(transport::gossip_server(
+            identity.server(transport::GOSSIP, false)?,
+        )));
+        if let Some(control) = &control {
+            let crypto = identity.server(transport::CONTROL, true)?;
+            control.set_server_config(Some(transport::control_server(crypto)));
+        }
+        let (me, incarnation) = (stored.id, stored.incarnation);
+        let rng = rand::rngs::StdRng::from_seed(rand::rng().random());
+        let (events, mut pending) = mpsc::unbounded_channel();
+        let (out, receiver) = mpsc::channel(EVENTS);
+        let backlog = Arc::new(AtomicUsize::new(0));
+        let now = Instant::now();
+        let node = Arc::new(Node {
+            me,
+            info: config.info(),
+            manager: stored.manager.is_some(),
+            store,
+            gossip_client: transport::gossip_client(identity.client(transport::GOSSIP)?),
+            control_client: transport::control_client(identity.client(transport::CONTROL)?),
+            gossip: gossip.clone(),
+            control: control.clone(),
+            swim: Mutex::new(swim::Swim::new(swim::Id::new(me, incarnation), rng)),
+            book: Mutex::new(book::Book::new(
+                me,
+                stored.facts,
+                incarnation,
+                config.retention,
+                now,
+            )),
+            links: Mutex::default(),
+            changed: watch::Sender::new(()),
+            dial: Notify::new(),
+            timer: Notify::new(),
+            counted: node::Counted::default(),
+            strangers: Semaphore::new(REQUESTS),
+            events,
+            backlog: backlog.clone(),
+            stop: watch::Sender::new(false),
+        });
+        let token = node.token().await;
+        node.spawn(async move {
+            while let Some(event) = pending.recv().await {
+                if out.send(event).await.is_err() {
+                    pending.close();
+                }
+                backlog.fetch_sub(1, Ordering::Relaxed);
+            }
+        });
+        let served = node.clone();
+        let serve = move |connection| gossip::accepted(&served, connection);
+        node.spawn(transport::accept(gossip, serve));
+        if let Some(control) = control {
+            let served = node.clone();
+            let serve = move |connection| control::accepted(&served, connection);
+            node.spawn(transport::accept(control, serve));
+        }
+        node.spawn(gossip::dial_all(node.clone()));
+        node.spawn(node.clone().run_timers());
+        node.spawn(node.clone().run_clock());
+        node.spawn(announce(node.clone()));
+        Ok((Cluster { node, token }, receiver))
+    }
+
+    /// This host.
+    pub fn me(&self) -> Host {
+        self.node.info.host(self.node.me, self.node.manager)
+    }
+
+    /// What lets other hosts join; only the manager has it.
+    pub fn token(&self) -> Option<Token> {
+        self.token.clone()
+    }
+
+    /// All hosts of the cluster, this one among them.
+    pub fn members(&self) -> Vec<Member> {
+        self.node.members()
+    }
+
+    /// What was turned away.
+    pub fn counters(&self) -> Counters {
+        self.node.counters()
+    }
+
+    /// All networks.
+    pub fn networks(&self) -> Vec<Network> {
+        self.node.book(|book| book.facts().networks.clone())
+    }
+
+    /// Makes a network, which [`Cluster::networks`] has when this returns. `avoid` are this host's
+    /// routes: subnets that it must not overlap.
+    ///
+    /// # Errors
+    /// When the manager refuses or does not answer.
+    pub async fn network_create(
+        &self,
+        spec: NetworkSpec,
+        avoid: Vec<IpNetwork>,
+    ) -> Result<Network, Error> {
+        self.network(Request::NetworkCreate { spec, avoid }).await
+    }
+
+    /// Removes a network that no endpoint uses.
+    ///
+    /// # Errors
+    /// When the manager refuses or does not answer.
+    pub async fn network_remove(&self, name: &str) -> Result<Network, Error> {
+        self.network(Request::NetworkRemove {
+            name: name.to_owned(),
+        })
+        .await
+    }
+
+    async fn network(&self, request: Request) -> Result<Network, Error> {
+        match control::ask(&self.node, request).await? {
+            Reply::Network { network, .. } => Ok(network),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Leases an address for an endpoint of this host. Repeated for an endpoint that has a lease
+    /// here, it gives that lease, so a request whose answer was lost can simply be made again.
+    ///
+    /// # Errors
+    /// When the manager refuses or does not answer.
+    pub async fn lease(&self, spec: LeaseSpec) -> Result<Lease, Error> {
+        match control::ask(&self.node, Request::Lease(spec)).await? {
+            Reply::Lease(lease) => Ok(lease),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Gives an address back.
+    ///
+    /// # Errors
+    /// When the manager refuses or does not answer.
+    pub async fn release(&self, vni: Vni, ip: IpAddr, endpoint: &str) -> Result<(), Error> {
+        let request = Request::Release {
+            vni,
+            ip,
+            endpoint: endpoint.to_owned(),
+        };
+        control::ask(&self.node, request).await.map(|_| ())
+    }
+
+    /// All leases of this host: after a crash, those without a container can be released.
+    ///
+    /// # Errors
+    /// When the manager does not answer.
+    pub async fn leases(&self) -> Result<Vec<Lease>, Error> {
+        match control::ask(&self.node, Request::Leases).await? {
+            Reply::Leases(leases) => Ok(leases),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Tells all hosts of an endpoint of this one, or of what has changed about it.
+    ///
+    /// # Errors
+    /// When the others would not accept it.
+    pub fn publish(&self, endpoint: Endpoint) -> Result<(), Error> {
+        let new = self.node.book(|book| {
+            let network = book
+                .network(endpoint.vni)
+                .ok_or(Error::NoNetwork(endpoint.vni))?;
+            log::well_formed(&endpoint)
+                .and_then(|()| log::fits(&endpoint, network))
+                .map_err(|problem| Error::Endpoint {
+                    name: endpoint.name.clone(),
+                    problem,
+                })?;
+            if book.own.is_full() {
+                let problem = "this host has too many";
+                return Err(Error::Endpoint {
+                    name: endpoint.name.clone(),
+                    problem,
+                });
+            }
+            Ok(book.own.publish(endpoint))
+        })?;
+        if new {
+            self.node.tell();
+        }
+        Ok(())
+    }
+
+    /// Tells all hosts that an endpoint of this one is gone.
+    pub fn withdraw(&self, vni: Vni, name: &str) {
+        self.node.book(|book| book.own.withdraw(vni, name));
+        self.node.tell();
+    }
+
+    /// Says that after a restart all endpoints are published again: what this host had before and
+    /// has not now goes. Without it that happens after five seconds.
+    pub fn settled(&self) {
+        if self.node.book(|book| book.own.settle()) {
+            self.node.tell();
+        }
+    }
+
+    /// The endpoints of a network on all hosts, this one among them.
+    pub fn endpoints(&self, vni: Vni) -> Vec<(HostId, Endpoint)> {
+        self.node.book(|book| book.endpoints(vni))
+    }
+
+    /// Leaves for good: releases this host's leases, lets the others withdraw its endpoints at
+    /// once, and removes the state file. A manager that leaves takes the CA with it: the others go
+    /// on, but can agree on nothing new.
+    ///
+    /// # Errors
+    /// Also then this host has left; the error says what remains elsewhere.
+    pub async fn leave(self) -> Result<(), Error> {
+        self.node.book(|book| book.own.leave());
+        self.node.tell();
+        let told = match self.node.manager {
+            true => Ok(()),
+            false => control::ask(&self.node, Request::Leave).await.map(|_| ()),
+        };
+        // The last change is on its way to each host that can be reached.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let deleted = self.node.store.delete().await;
+        self.shutdown().await;
+        deleted?;
+        match told {
+            Err(Error::ManagerUnreachable { addr, problem }) => {
+                Err(Error::LeftUntold { addr, problem })
+            }
+            Err(Error::ManagerLeft(_)) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stops all tasks and closes the sockets. The state stays for [`Start::Resume`]; the others
+    /// see this host go down in a few seconds, and keep its endpoints.
+    pub async fn shutdown(self) {
+        self.node.stop.send_replace(true);
+        let endpoints = [Some(&self.node.gossip), self.node.control.as_ref()];
+        for endpoint in endpoints.into_iter().flatten() {
+            let code = transport::Goodbye::Shutdown as u32;
+            endpoint.close(quinn::VarInt::from_u32(code), b"shutting down");
+            let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+        }
+    }
+}
+
+fn nonsense() -> Error {
+    Error::Refused("the manager's reply makes no sense: it runs another version".into())
+}
+
+fn new_cluster(config: &Config) -> Result<Stored, Error> {
+    let id = HostId(rand::rng().random_range(1..=u64::MAX));
+    let authority = pki::Authority::new()?;
+    let (key, csr) = pki::new_request()?;
+    let cert = authority.certify(&csr, id, true)?;
+    let identity = pki::Identity {
+        ca: authority.cert.clone(),
+        cert,
+        key,
+    };
+    let facts = Facts {
+        version: control::wall_clock(),
+        manager: id,
+        hosts: vec![config.info().host(id, true)],
+        networks: Vec::new(),
+    };
+    let manager = manager::Manager::new(authority, token::new_secret());
+    Ok(Stored::new(id, identity, facts, Some(manager)))
+}
+
+/// After a start with another address, name or port, tells the manager until it knows.
+async fn announce(node: Arc<Node>) {
+    let mut pause = Duration::from_millis(200);
+    while node
+        .book(|book| book.facts().host(node.me) != Some(&node.info.host(node.me, node.manager)))
+    {
+        match control::ask(&node, Request::Update(node.info.clone())).await {
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "this host's new address is not known yet"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(30));
+    }
+}
