@@ -168,9 +168,9 @@ fn load(from: &Container, to: &Container) -> Result<()> {
     let tcp = iperf3(&from.ns, &to.ns, to.ip, Load::Tcp, 2)?;
     // Below it are the seconds of a connection that lives by retransmits.
     ensure!(tcp.gbit > 0.1, "{tcp:?}");
-    for (mbit, payload) in [(100, 1400), (20, 64), (50, 8000)] {
+    for (mbit, payload) in [(100, 1400), (10, 64), (50, 8000)] {
         let udp = iperf3(&from.ns, &to.ns, to.ip, Load::Udp { mbit, payload }, 2)?;
-        // A busy machine may lose one in a thousand in a full socket buffer.
+        // A busy machine may lose a few in its queues.
         ensure!(
             udp.datagrams > 0 && udp.lost * 1000 <= udp.datagrams,
             "{payload}: {udp:?}"

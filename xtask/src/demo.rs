@@ -134,7 +134,7 @@ impl Demo {
         let outcome = measure();
         check_signals()?;
         let (value, passed) = outcome.unwrap_or_else(|error| {
-            eprintln!("{error:?}");
+            eprintln!("{error:#}");
             let error = format!("{error:#}");
             (error.lines().next().unwrap_or_default().to_owned(), false)
         });
@@ -187,13 +187,12 @@ impl Demo {
             let hops = traceroute(ns, ip)?;
             let list: Vec<String> = hops
                 .iter()
-                .map(|hop| hop.map_or("*".to_owned(), |address| address.to_string()))
+                .zip(1..)
+                .map(|(hop, n)| hop.map_or(format!("{n} *"), |who| format!("{n} {who}")))
                 .collect();
             print_indented(&list.join("\n"));
-            Ok((
-                format!("{} hop: {}", hops.len(), list.join(" ")),
-                hops == [Some(ip)],
-            ))
+            let value = format!("{} hop(s): {}", hops.len(), list.join(", "));
+            Ok((value, hops == [Some(ip)]))
         })
     }
 

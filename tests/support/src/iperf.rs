@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::ns::Ns;
+use crate::probe::nstat;
 use crate::process::wait_until;
 
 /// What to send.
@@ -32,8 +33,10 @@ pub struct Traffic {
     pub retransmits: u64,
     /// UDP datagrams sent.
     pub datagrams: u64,
-    /// UDP datagrams that did not arrive.
+    /// UDP datagrams lost on the way.
     pub lost: u64,
+    /// UDP datagrams that arrived but that iperf3 was too slow to take, as on a busy machine.
+    pub overrun: u64,
 }
 
 /// Sends from `client` to `server`, which is reached at `address`, for `seconds`.
@@ -58,6 +61,7 @@ pub fn iperf3(
         Load::Tcp => String::new(),
         Load::Udp { mbit, payload } => format!("--udp --bitrate {mbit}M --length {payload}"),
     };
+    let overrun_before = nstat(server, "UdpRcvbufErrors")?;
     let done = client
         .start(&format!(
             "iperf3 --client {address} --json --connect-timeout 3000 --time {seconds} {kind}"
@@ -65,10 +69,12 @@ pub fn iperf3(
         .finish(Duration::from_secs(u64::from(seconds) + 20))?;
     let report: Value = serde_json::from_str(&done.stdout)
         .with_context(|| format!("{}: {}{}", done.command, done.stdout, done.stderr))?;
-    traffic(&report, load).with_context(|| format!("{} → {}", client.label(), server.label()))
+    let overrun = nstat(server, "UdpRcvbufErrors")? - overrun_before;
+    traffic(&report, load, overrun)
+        .with_context(|| format!("{} → {}", client.label(), server.label()))
 }
 
-fn traffic(report: &Value, load: Load) -> Result<Traffic> {
+fn traffic(report: &Value, load: Load, overrun: u64) -> Result<Traffic> {
     if let Some(error) = report["error"].as_str() {
         bail!("iperf3: {error}");
     }
@@ -89,7 +95,8 @@ fn traffic(report: &Value, load: Load) -> Result<Traffic> {
         gbit: sent_gbit * arrived,
         retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
         datagrams,
-        lost,
+        lost: lost.saturating_sub(overrun),
+        overrun,
     })
 }
 
@@ -104,7 +111,7 @@ mod tests {
             "sum_sent": {"bits_per_second": 3e9, "retransmits": 7},
             "sum_received": {"bits_per_second": 2e9},
         }});
-        let got = traffic(&tcp, Load::Tcp).unwrap();
+        let got = traffic(&tcp, Load::Tcp, 0).unwrap();
         assert_eq!((got.gbit, got.retransmits), (2.0, 7));
         let load = Load::Udp {
             mbit: 1,
@@ -112,9 +119,9 @@ mod tests {
         };
         let udp = json!({"end": {"sum":
             {"bits_per_second": 1e9, "packets": 100, "lost_packets": 25}}});
-        let got = traffic(&udp, load).unwrap();
-        assert_eq!((got.gbit, got.datagrams, got.lost), (0.75, 100, 25));
+        let got = traffic(&udp, load, 5).unwrap();
+        assert_eq!((got.gbit, got.datagrams, got.lost), (0.75, 100, 20));
         let refused = json!({"error": "unable to connect to server"});
-        assert!(traffic(&refused, load).is_err());
+        assert!(traffic(&refused, load, 0).is_err());
     }
 }
