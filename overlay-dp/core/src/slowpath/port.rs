@@ -1,0 +1,139 @@
+//! Frames that containers send.
+
+use core::time::Duration;
+
+use overlay_common::counters::DropReason;
+use overlay_common::layout::{FdbEntry, FdbKey, NeighbourEntry, PortEntry};
+use overlay_common::punt::Reason;
+use overlay_common::verdict::{self, Verdict};
+use overlay_common::wire::{ETH_LEN, Mac, OUTER_V4_LEN, be16};
+
+use super::emit::{self, Sink};
+use super::limit::Limiter;
+use super::view::{Bytes, View};
+use super::{Output, gateway, neighbour, too_big};
+use crate::model::Network;
+use crate::tables::{MapUpdate, Tables};
+
+/// A frame that a container sent.
+pub(super) struct FromPort<'a> {
+    pub tables: &'a Tables,
+    pub network: &'a Network,
+    pub port: &'a PortEntry,
+    pub ifindex: u32,
+    reason: Reason,
+    /// The inner frame: an Ethernet header at least.
+    pub inner: &'a [u8],
+    pub dst: Mac,
+    pub ethertype: u16,
+}
+
+impl<'a> FromPort<'a> {
+    pub fn new(
+        tables: &'a Tables,
+        ifindex: u32,
+        reason: Reason,
+        outer: &[u8; OUTER_V4_LEN],
+        inner: &'a [u8],
+    ) -> Result<FromPort<'a>, DropReason> {
+        let port = tables.port_entry(ifindex).ok_or(DropReason::UnknownPort)?;
+        // The ifindex may have become another port's since the frame was sent.
+        let network = tables.active_network(port.vni);
+        let network = network.filter(|_| port.vni == emit::vni(outer));
+        let eth: [u8; ETH_LEN] = *inner.first_chunk().ok_or(DropReason::Truncated)?;
+        let [d0, d1, d2, d3, d4, d5, .., t0, t1] = eth;
+        Ok(FromPort {
+            tables,
+            network: network.ok_or(DropReason::UnknownVni)?,
+            port,
+            ifindex,
+            reason,
+            inner,
+            dst: [d0, d1, d2, d3, d4, d5],
+            ethertype: be16(t0, t1),
+        })
+    }
+
+    pub fn decide(
+        &self,
+        limiter: &mut Limiter,
+        now: Duration,
+        sink: &mut Sink<'_, impl Output>,
+    ) -> Result<(), DropReason> {
+        let vni = self.port.vni;
+        let view = View::new(self.tables, vni, self.inner);
+        let verdict = verdict::from_port(&Bytes::whole(self.inner), &view, self.ifindex);
+        if let Verdict::Drop(reason) = verdict {
+            return Err(reason);
+        }
+        // What was too big may have been cut: it can't be sent, whatever its length is now.
+        if self.reason == Reason::TooBig {
+            return too_big::answer(self, limiter, now, sink);
+        }
+        match verdict {
+            Verdict::Encap {
+                vtep, dst, meta, ..
+            } => {
+                if self.reason == Reason::Unresolved {
+                    sink.out.update(MapUpdate::SetVtep(*dst, *vtep));
+                }
+                self.fill_fdb(FdbEntry::remote(*dst), sink);
+                sink.send_to_vtep(vtep, dst, meta, vni, self.inner);
+                Ok(())
+            }
+            Verdict::Switch { ifindex } => {
+                self.fill_fdb(FdbEntry::local(ifindex), sink);
+                sink.send_to_port(ifindex, vni, self.inner, None);
+                Ok(())
+            }
+            Verdict::ArpReply { mac } => {
+                self.fill_neighbour(&view, sink);
+                neighbour::arp_reply(self, &mac, sink)
+            }
+            Verdict::NdReply { mac } => {
+                self.fill_neighbour(&view, sink);
+                neighbour::nd_reply(self, &mac, sink)
+            }
+            Verdict::Punt { reason, .. } => match reason {
+                Reason::Flood => {
+                    self.flood(sink);
+                    Ok(())
+                }
+                Reason::UnknownNeighbour => {
+                    match view.answer {
+                        Some(NeighbourEntry { mac, .. }) if *mac != self.port.mac => {
+                            self.fill_neighbour(&view, sink);
+                            neighbour::advertise(self, mac, sink)?;
+                        }
+                        // Nobody's address yet, or the asker's own, which it announces or checks
+                        // for a duplicate: others may hear that, too.
+                        _ => self.flood(sink),
+                    }
+                    Ok(())
+                }
+                Reason::UnknownDestination => gateway::answer(self, limiter, now, sink),
+                Reason::TooBig => too_big::answer(self, limiter, now, sink),
+                Reason::Unresolved => Err(DropReason::Unresolved),
+                Reason::UnknownSource | Reason::CantEncap => Err(DropReason::NotPunted),
+            },
+            Verdict::Pass | Verdict::Drop(_) | Verdict::Decap { .. } | Verdict::Forward { .. } => {
+                Err(DropReason::NotPunted)
+            }
+        }
+    }
+
+    fn fill_fdb(&self, entry: FdbEntry, sink: &mut Sink<'_, impl Output>) {
+        if self.reason == Reason::UnknownDestination {
+            let key = FdbKey::new(self.port.vni, self.dst);
+            sink.out.update(MapUpdate::SetFdb(key, entry));
+        }
+    }
+
+    fn fill_neighbour(&self, view: &View<'_>, sink: &mut Sink<'_, impl Output>) {
+        if let (Reason::UnknownNeighbour, Some(key), Some(entry)) =
+            (self.reason, view.asked, view.answer)
+        {
+            sink.out.update(MapUpdate::SetNeighbour(key, *entry));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Packets larger than the way to their destination carries. A VTEP never fragments (RFC 7348
+//! section 4.3), so the sender is told, whether or not it allows fragments (IPv4 DF): by ICMP type
+//! 3 code 4 (RFC 1191) or ICMPv6 packet too big (RFC 4443 section 3.2), as from a router.
+
+use core::time::Duration;
+use std::net::IpAddr;
+
+use overlay_common::counters::DropReason;
+use overlay_common::layout::FdbKey;
+use overlay_common::wire::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, is_group};
+
+use super::Output;
+use super::emit::Sink;
+use super::icmp::{self, Ends};
+use super::limit::Limiter;
+use super::port::FromPort;
+
+/// Tells the sender, or drops the frame when that can't be.
+pub(super) fn answer(
+    from: &FromPort<'_>,
+    limiter: &mut Limiter,
+    now: Duration,
+    sink: &mut Sink<'_, impl Output>,
+) -> Result<(), DropReason> {
+    let ends = ends(from).ok_or(DropReason::PuntTooBig)?;
+    if !limiter.allow(from.ifindex, now) {
+        return Err(DropReason::PuntTooBig);
+    }
+    let mtu = mtu(from);
+    let head = match ends {
+        Ends::V4(..) => {
+            let [hi, lo] = u16::try_from(mtu).unwrap_or(u16::MAX).to_be_bytes();
+            [3, 4, 0, 0, 0, 0, hi, lo]
+        }
+        Ends::V6(..) => {
+            let [a, b, c, d] = mtu.to_be_bytes();
+            [2, 0, 0, 0, a, b, c, d]
+        }
+    };
+    icmp::send_error(from, ends, head, sink);
+    Ok(())
+}
+
+/// Who tells, and who is told.
+fn ends(from: &FromPort<'_>) -> Option<Ends> {
+    let packet = from.inner.get(ETH_LEN..)?;
+    match (from.ethertype, from.network.gateway) {
+        (ETH_P_IP, IpAddr::V4(gateway)) if !is_group(&from.dst) => {
+            Some(Ends::V4(gateway.octets(), icmp::v4_error_to(packet)?))
+        }
+        (ETH_P_IPV6, IpAddr::V6(gateway)) => {
+            Some(Ends::V6(gateway.octets(), icmp::v6_error_to(packet)?))
+        }
+        // A gateway without an IPv6 address still has the link-local one of its MAC.
+        (ETH_P_IPV6, IpAddr::V4(_)) => {
+            let gateway = from.network.gateway_mac().link_local();
+            Some(Ends::V6(gateway.octets(), icmp::v6_error_to(packet)?))
+        }
+        _ => None,
+    }
+}
+
+/// The largest packet for this destination.
+fn mtu(from: &FromPort<'_>) -> u32 {
+    let entry = from.tables.fdb_entry(&FdbKey::new(from.port.vni, from.dst));
+    let vtep = entry.and_then(|entry| from.tables.vtep_entry(entry.vtep()));
+    match vtep {
+        Some(vtep) if vtep.ifindex != 0 => vtep.mtu.min(from.port.mtu),
+        _ => from.port.mtu,
+    }
+}

@@ -1,0 +1,89 @@
+//! Frames from other VTEPs.
+
+use overlay_common::counters::DropReason;
+use overlay_common::layout::{FdbEntry, FdbKey};
+use overlay_common::punt::Reason;
+use overlay_common::verdict::{self, Verdict};
+use overlay_common::wire::{ETH_LEN, Mac, OUTER_V4_LEN, map_v4};
+
+use super::emit::{self, Sink};
+use super::view::{Bytes, View};
+use super::{Output, flood};
+use crate::tables::{MapUpdate, Tables};
+
+/// A frame that came in on the uplink.
+pub(super) struct FromUplink<'a> {
+    tables: &'a Tables,
+    reason: Reason,
+    frame: &'a [u8],
+    outer: &'a [u8; OUTER_V4_LEN],
+    inner: &'a [u8],
+    vni: u32,
+    dst: Mac,
+    src: Mac,
+}
+
+impl<'a> FromUplink<'a> {
+    pub fn new(
+        tables: &'a Tables,
+        reason: Reason,
+        frame: &'a [u8],
+        outer: &'a [u8; OUTER_V4_LEN],
+        inner: &'a [u8],
+    ) -> Result<FromUplink<'a>, DropReason> {
+        let eth: [u8; ETH_LEN] = *inner.first_chunk().ok_or(DropReason::Truncated)?;
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = eth;
+        Ok(FromUplink {
+            tables,
+            reason,
+            frame,
+            outer,
+            inner,
+            vni: emit::vni(outer),
+            dst: [d0, d1, d2, d3, d4, d5],
+            src: [s0, s1, s2, s3, s4, s5],
+        })
+    }
+
+    pub fn decide(&self, sink: &mut Sink<'_, impl Output>) -> Result<(), DropReason> {
+        let view = View::new(self.tables, self.vni, self.inner);
+        match verdict::from_uplink(&Bytes::segment(self.frame), &view) {
+            Verdict::Drop(reason) => Err(reason),
+            Verdict::Decap { ifindex, ecn } => {
+                self.fill_source(sink);
+                if self.reason == Reason::UnknownDestination {
+                    let key = FdbKey::new(self.vni, self.dst);
+                    sink.out
+                        .update(MapUpdate::SetFdb(key, FdbEntry::local(ifindex)));
+                }
+                sink.send_to_port(ifindex, self.vni, self.inner, ecn);
+                Ok(())
+            }
+            Verdict::Punt { reason, .. } => match reason {
+                Reason::Flood => {
+                    self.fill_source(sink);
+                    flood::from_uplink(self.vni, self.inner, self.outer[15], sink)
+                }
+                // A gateway is answered for on each host, for its own containers only.
+                Reason::UnknownDestination => {
+                    self.fill_source(sink);
+                    Err(DropReason::UnknownDestination)
+                }
+                Reason::UnknownSource => Err(DropReason::UnknownSource),
+                _ => Err(DropReason::NotPunted),
+            },
+            _ => Err(DropReason::NotPunted),
+        }
+    }
+
+    /// The tables have the source behind the VTEP that sent the frame: now the map has it, too.
+    fn fill_source(&self, sink: &mut Sink<'_, impl Output>) {
+        if self.reason == Reason::UnknownSource {
+            let outer = self.outer;
+            let vtep = map_v4([outer[26], outer[27], outer[28], outer[29]]);
+            let key = FdbKey::new(self.vni, self.src);
+            let entry = FdbEntry::remote(vtep);
+            sink.out.update(MapUpdate::SetFdb(key, entry));
+        }
+    }
+}

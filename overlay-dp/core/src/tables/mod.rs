@@ -1,0 +1,497 @@
+//! What this host knows of networks, endpoints and VTEPs, and what of it belongs into the BPF
+//! maps.
+//!
+//! The agent is the only writer: it tells facts as they come, in any order, and carries out what
+//! [`Tables::poll_update`] gives back, in that order. The slow path only reads.
+//!
+//! - A network is in the maps only while this host has a port in it.
+//! - Frames to the gateway's MAC are the agent's to answer, so that MAC is in no FDB; the gateway's
+//!   address is in the neighbour map, because BPF answers ARP for it.
+//! - When two endpoints claim one MAC or one address, the gateway comes before a local port, that
+//!   before a static entry, that before another host; among equals the first one counts until it
+//!   withdraws. What another host says counts only while its VTEP is known.
+//! - An update never leaves a reference to something that is not in the maps: a VTEP is set before
+//!   the FDB entries behind it, a port before its FDB entry, and they are deleted the other way
+//!   round.
+
+mod claims;
+mod net;
+mod port;
+mod read;
+mod record;
+mod updates;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use overlay_common::layout::{Config, VtepEntry};
+use overlay_common::wire::{Ip16, Mac, map_v4};
+
+pub use read::{FdbRow, Origin, VtepRow};
+pub use record::MAX_IPS;
+pub use updates::{MapContents, MapUpdate};
+
+use crate::model::{Endpoint, MacAddr, Network, Vni};
+use claims::Owner;
+use net::Net;
+use port::{Port, Ports};
+use record::{Record, check, is_one_hosts};
+use updates::Updates;
+
+/// This host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// Its tunnel address.
+    pub vtep: IpAddr,
+    /// UDP port of VXLAN.
+    pub data_port: u16,
+    /// Largest inner packet (Ethernet header excluded), in bytes: the uplink's MTU less 50.
+    pub mtu: u32,
+}
+
+/// How to reach a VTEP, from the kernel's routes and neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The interface to send on, not 0.
+    pub ifindex: u32,
+    /// Its MAC.
+    pub src_mac: Mac,
+    /// The next hop's MAC.
+    pub dst_mac: Mac,
+    /// Largest inner packet (Ethernet header excluded) that fits, in bytes.
+    pub mtu: u32,
+}
+
+/// An endpoint behind a VTEP that need not be a host of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct StaticEntry {
+    /// The network.
+    pub vni: Vni,
+    /// The endpoint's MAC; with `vni` it names the entry.
+    pub mac: MacAddr,
+    /// The VTEP it is behind.
+    pub vtep: IpAddr,
+    /// Its addresses: ARP requests and neighbour solicitations for them are answered.
+    pub ips: Vec<IpAddr>,
+}
+
+/// A fact that the tables can't hold; nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// VTEPs have IPv4 addresses so far.
+    #[error("{0} can't be a VTEP: only IPv4 underlays are supported")]
+    Ipv6Vtep(IpAddr),
+    /// A group, loopback or unspecified address.
+    #[error("{0} can't be a VTEP: it is not one host's address")]
+    Vtep(IpAddr),
+    /// This host's own address, as another's.
+    #[error("{0} is this host's own VTEP")]
+    OwnVtep(IpAddr),
+    /// A group MAC, or all zero.
+    #[error("{0} can't be an endpoint's MAC address: it is not one host's")]
+    Mac(MacAddr),
+    /// A group, loopback or unspecified address.
+    #[error("{0} can't be an endpoint's address: it is not one host's")]
+    Ip(IpAddr),
+    /// More than [`MAX_IPS`].
+    #[error("{0} addresses are too many for one endpoint: it may have {MAX_IPS}")]
+    TooManyAddresses(usize),
+    /// Ifindex 0.
+    #[error("0 is no ifindex")]
+    Ifindex,
+}
+
+/// The forwarding tables.
+#[derive(Debug)]
+pub struct Tables {
+    local: Local,
+    /// `punt_ifindex` is not known here and 0.
+    config: Config,
+    nets: BTreeMap<u32, Net>,
+    vteps: BTreeMap<Ip16, Vtep>,
+    statics: BTreeMap<(Vni, MacAddr), (Ip16, Record)>,
+    ports: Ports,
+    /// The last claim's place in the order of all.
+    seq: u64,
+    updates: Updates,
+}
+
+#[derive(Debug)]
+struct Vtep {
+    /// A host of the cluster has it.
+    host: bool,
+    /// How many static entries are behind it.
+    statics: usize,
+    entry: VtepEntry,
+    /// What its host says it has; claims only while `host`.
+    endpoints: BTreeMap<(Vni, Box<str>), Record>,
+}
+
+impl Vtep {
+    fn is_known(&self) -> bool {
+        self.host || self.statics > 0
+    }
+}
+
+impl Tables {
+    /// Empty tables.
+    ///
+    /// # Errors
+    /// When the VTEP is none.
+    pub fn new(local: Local) -> Result<Tables, Error> {
+        Ok(Tables {
+            config: Config {
+                vtep: vtep_key(local.vtep)?,
+                punt_ifindex: 0,
+                data_port: local.data_port,
+                _zero: 0,
+            },
+            local,
+            nets: BTreeMap::new(),
+            vteps: BTreeMap::new(),
+            statics: BTreeMap::new(),
+            ports: Ports::new(),
+            seq: 0,
+            updates: Updates::default(),
+        })
+    }
+
+    /// This host.
+    pub fn local(&self) -> Local {
+        self.local
+    }
+
+    /// The next change to carry out, until there is none.
+    pub fn poll_update(&mut self) -> Option<MapUpdate> {
+        self.updates.pop()
+    }
+
+    /// Becomes another number whenever an update is queued. What the slow path found out under an
+    /// older one may be wrong by now.
+    pub fn version(&self) -> u64 {
+        self.updates.queued()
+    }
+
+    /// The uplink's MTU is another one now.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        if mtu == self.local.mtu {
+            return;
+        }
+        self.local.mtu = mtu;
+        for port in self.ports.values_mut() {
+            port.entry.mtu = mtu;
+        }
+        for net in self.nets.values_mut() {
+            net.entry.mtu = mtu;
+            if net.active {
+                let set = |(ifindex, entry)| MapUpdate::SetPort(ifindex, entry);
+                self.updates.extend(net.port_entries(&self.ports).map(set));
+                let update = MapUpdate::SetNetwork(net.vni.get(), net.entry);
+                self.updates.push(update);
+            }
+        }
+    }
+
+    /// A network exists, or has changed.
+    pub fn network_add(&mut self, network: Network) {
+        let net = net_entry(&mut self.nets, network.vni, self.local.mtu);
+        if net.network.as_ref() == Some(&network) {
+            return;
+        }
+        let old = net.gateway.take();
+        let ips = [network.gateway];
+        let new = Record::new(network.gateway_mac(), &ips, old.as_ref(), &mut self.seq);
+        net.replace(Owner::Gateway, old.as_ref(), Some(&new), &mut self.updates);
+        net.gateway = Some(new);
+        net.network = Some(network);
+        net.activate(&self.ports, &mut self.updates);
+    }
+
+    /// A network exists no more. Its endpoints are kept, out of the maps, until they are withdrawn.
+    pub fn network_remove(&mut self, vni: Vni) {
+        let Some(net) = self.nets.get_mut(&vni.get()) else {
+            return;
+        };
+        net.deactivate(&mut self.updates);
+        let gateway = net.gateway.take();
+        net.replace(Owner::Gateway, gateway.as_ref(), None, &mut self.updates);
+        net.network = None;
+        self.forget_net_if_empty(vni);
+    }
+
+    /// A host with this VTEP is in the cluster.
+    ///
+    /// # Errors
+    /// When the address can't be another host's VTEP.
+    pub fn vtep_add(&mut self, ip: IpAddr) -> Result<(), Error> {
+        let key = self.remote_vtep(ip)?;
+        let vtep = vtep_entry(&mut self.vteps, key, &self.config);
+        if vtep.host {
+            return Ok(());
+        }
+        if !vtep.is_known() {
+            let update = MapUpdate::SetVtep(key, vtep.entry);
+            self.updates.push(update);
+        }
+        vtep.host = true;
+        for ((vni, _), record) in &mut vtep.endpoints {
+            *record = record.renewed(&mut self.seq);
+            let net = net_entry(&mut self.nets, *vni, self.local.mtu);
+            net.replace(Owner::Host(key), None, Some(record), &mut self.updates);
+        }
+        Ok(())
+    }
+
+    /// The host with this VTEP has left. All that it said is forgotten.
+    pub fn vtep_remove(&mut self, ip: IpAddr) {
+        let Ok(key) = vtep_key(ip) else { return };
+        let Some(vtep) = self.vteps.get_mut(&key) else {
+            return;
+        };
+        let endpoints = std::mem::take(&mut vtep.endpoints);
+        if std::mem::take(&mut vtep.host) {
+            for ((vni, _), record) in &endpoints {
+                self.withdraw(*vni, Owner::Host(key), record);
+            }
+            self.forget_vtep_if_unknown(key);
+        } else if !vtep.is_known() {
+            self.vteps.remove(&key);
+        }
+    }
+
+    /// The next hop to a VTEP, `None` when it is not resolved (any more). It is forgotten with the
+    /// VTEP; for one that is not known nothing happens.
+    pub fn next_hop(&mut self, vtep: IpAddr, hop: Option<NextHop>) {
+        let Ok(key) = vtep_key(vtep) else { return };
+        let Some(vtep) = self.vteps.get_mut(&key).filter(|vtep| vtep.is_known()) else {
+            return;
+        };
+        let entry = match hop {
+            Some(hop) => VtepEntry {
+                src_ip: self.config.vtep,
+                ifindex: hop.ifindex,
+                mtu: hop.mtu,
+                src_mac: hop.src_mac,
+                dst_mac: hop.dst_mac,
+            },
+            None => unresolved(&self.config),
+        };
+        if entry != vtep.entry {
+            vtep.entry = entry;
+            self.updates.push(MapUpdate::SetVtep(key, entry));
+        }
+    }
+
+    /// The host with this VTEP has an endpoint. An endpoint it has by that name on that network is
+    /// changed. Until the VTEP is known, the endpoint is only remembered.
+    ///
+    /// # Errors
+    /// When the VTEP can't be another host's, or the endpoint's addresses are none.
+    pub fn endpoint_up(&mut self, vtep: IpAddr, endpoint: &Endpoint) -> Result<(), Error> {
+        let key = self.remote_vtep(vtep)?;
+        check(endpoint.mac, &endpoint.ips)?;
+        let vtep = vtep_entry(&mut self.vteps, key, &self.config);
+        let name = (endpoint.vni, endpoint.name.as_str().into());
+        let old = vtep.endpoints.get(&name);
+        if old.is_some_and(|old| old.is(endpoint.mac, &endpoint.ips)) {
+            return Ok(());
+        }
+        let new = Record::new(endpoint.mac, &endpoint.ips, old, &mut self.seq);
+        if vtep.host {
+            let net = net_entry(&mut self.nets, endpoint.vni, self.local.mtu);
+            net.replace(Owner::Host(key), old, Some(&new), &mut self.updates);
+        }
+        vtep.endpoints.insert(name, new);
+        Ok(())
+    }
+
+    /// The host with this VTEP has that endpoint no more. When it has one by that name with other
+    /// addresses by now, nothing happens.
+    pub fn endpoint_down(&mut self, vtep: IpAddr, endpoint: &Endpoint) {
+        let Ok(key) = vtep_key(vtep) else { return };
+        let Some(vtep) = self.vteps.get_mut(&key) else {
+            return;
+        };
+        let name = (endpoint.vni, endpoint.name.as_str().into());
+        let held = vtep.endpoints.get(&name);
+        if !held.is_some_and(|held| held.is(endpoint.mac, &endpoint.ips)) {
+            return;
+        }
+        let record = vtep.endpoints.remove(&name);
+        if vtep.host {
+            if let Some(record) = record {
+                self.withdraw(endpoint.vni, Owner::Host(key), &record);
+            }
+        } else if !vtep.is_known() && vtep.endpoints.is_empty() {
+            self.vteps.remove(&key);
+        }
+    }
+
+    /// An endpoint is behind a VTEP because the user says so. An entry for the same MAC of the
+    /// same network is replaced.
+    ///
+    /// # Errors
+    /// When the VTEP can't be another host's, or the addresses are none.
+    pub fn static_add(&mut self, entry: StaticEntry) -> Result<(), Error> {
+        let key = self.remote_vtep(entry.vtep)?;
+        check(entry.mac, &entry.ips)?;
+        let name = (entry.vni, entry.mac);
+        let mut old = self.statics.get(&name);
+        if old.is_some_and(|(vtep, old)| *vtep == key && old.is(entry.mac, &entry.ips)) {
+            return Ok(());
+        }
+        if old.is_some_and(|(vtep, _)| *vtep != key) {
+            self.static_remove(entry.vni, entry.mac);
+            old = None;
+        }
+        let old = old.map(|(_, record)| record);
+        let vtep = vtep_entry(&mut self.vteps, key, &self.config);
+        if !vtep.is_known() {
+            let update = MapUpdate::SetVtep(key, vtep.entry);
+            self.updates.push(update);
+        }
+        if old.is_none() {
+            vtep.statics += 1;
+        }
+        let new = Record::new(entry.mac, &entry.ips, old, &mut self.seq);
+        let net = net_entry(&mut self.nets, entry.vni, self.local.mtu);
+        net.replace(Owner::Static(key), old, Some(&new), &mut self.updates);
+        self.statics.insert(name, (key, new));
+        Ok(())
+    }
+
+    /// The user says so no more. False when there was no such entry.
+    pub fn static_remove(&mut self, vni: Vni, mac: MacAddr) -> bool {
+        let Some((key, record)) = self.statics.remove(&(vni, mac)) else {
+            return false;
+        };
+        self.withdraw(vni, Owner::Static(key), &record);
+        if let Some(vtep) = self.vteps.get_mut(&key) {
+            vtep.statics -= 1;
+        }
+        self.forget_vtep_if_unknown(key);
+        true
+    }
+
+    /// An endpoint of this host is behind this port. Another one that was there is down.
+    ///
+    /// # Errors
+    /// When the ifindex or the endpoint's addresses are none.
+    pub fn port_up(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), Error> {
+        if ifindex == 0 {
+            return Err(Error::Ifindex);
+        }
+        check(endpoint.mac, &endpoint.ips)?;
+        let old = self.ports.get(&ifindex);
+        let record = Record::new(endpoint.mac, &endpoint.ips, None, &mut self.seq);
+        let port = Port::new(endpoint.vni, record, self.local.mtu);
+        if old.is_some_and(|old| {
+            old.entry == port.entry && old.record.is(endpoint.mac, &endpoint.ips)
+        }) {
+            return Ok(());
+        }
+        self.port_down(ifindex);
+        let net = net_entry(&mut self.nets, endpoint.vni, self.local.mtu);
+        net.ports.insert(ifindex);
+        if net.active {
+            let update = MapUpdate::SetPort(ifindex, port.entry);
+            self.updates.push(update);
+        }
+        net.replace(
+            Owner::Port(ifindex),
+            None,
+            Some(&port.record),
+            &mut self.updates,
+        );
+        self.ports.insert(ifindex, port);
+        net.activate(&self.ports, &mut self.updates);
+        Ok(())
+    }
+
+    /// The port is gone.
+    pub fn port_down(&mut self, ifindex: u32) {
+        let Some(port) = self.ports.get(&ifindex) else {
+            return;
+        };
+        let vni = port.vni;
+        let Some(net) = self.nets.get_mut(&vni.get()) else {
+            return;
+        };
+        if net.ports.len() == 1 {
+            net.deactivate(&mut self.updates);
+        }
+        let owner = Owner::Port(ifindex);
+        net.replace(owner, Some(&port.record), None, &mut self.updates);
+        if net.active {
+            self.updates.push(MapUpdate::DelPort(ifindex));
+        }
+        net.ports.remove(&ifindex);
+        self.ports.remove(&ifindex);
+        self.forget_net_if_empty(vni);
+    }
+
+    fn withdraw(&mut self, vni: Vni, owner: Owner, record: &Record) {
+        if let Some(net) = self.nets.get_mut(&vni.get()) {
+            net.replace(owner, Some(record), None, &mut self.updates);
+            self.forget_net_if_empty(vni);
+        }
+    }
+
+    fn forget_net_if_empty(&mut self, vni: Vni) {
+        if self.nets.get(&vni.get()).is_some_and(Net::is_empty) {
+            self.nets.remove(&vni.get());
+        }
+    }
+
+    /// Called when a VTEP that was known may not be any more.
+    fn forget_vtep_if_unknown(&mut self, key: Ip16) {
+        let Some(vtep) = self.vteps.get_mut(&key).filter(|vtep| !vtep.is_known()) else {
+            return;
+        };
+        self.updates.push(MapUpdate::DelVtep(key));
+        if vtep.endpoints.is_empty() {
+            self.vteps.remove(&key);
+        } else {
+            vtep.entry = unresolved(&self.config);
+        }
+    }
+
+    fn remote_vtep(&self, ip: IpAddr) -> Result<Ip16, Error> {
+        let key = vtep_key(ip)?;
+        if key == self.config.vtep {
+            return Err(Error::OwnVtep(ip));
+        }
+        Ok(key)
+    }
+}
+
+fn net_entry(nets: &mut BTreeMap<u32, Net>, vni: Vni, mtu: u32) -> &mut Net {
+    nets.entry(vni.get()).or_insert_with(|| Net::new(vni, mtu))
+}
+
+fn vtep_entry<'a>(vteps: &'a mut BTreeMap<Ip16, Vtep>, key: Ip16, config: &Config) -> &'a mut Vtep {
+    vteps.entry(key).or_insert_with(|| Vtep {
+        host: false,
+        statics: 0,
+        entry: unresolved(config),
+        endpoints: BTreeMap::new(),
+    })
+}
+
+fn unresolved(config: &Config) -> VtepEntry {
+    VtepEntry {
+        src_ip: config.vtep,
+        ifindex: 0,
+        mtu: 0,
+        src_mac: [0; 6],
+        dst_mac: [0; 6],
+    }
+}
+
+fn vtep_key(ip: IpAddr) -> Result<Ip16, Error> {
+    match ip.to_canonical() {
+        IpAddr::V6(_) => Err(Error::Ipv6Vtep(ip)),
+        IpAddr::V4(_) if !is_one_hosts(ip) => Err(Error::Vtep(ip)),
+        IpAddr::V4(v4) => Ok(map_v4(v4.octets())),
+    }
+}

@@ -1,0 +1,215 @@
+//! One network: the claims made in it, and the updates that follow when they change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use overlay_common::layout::{
+    FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry,
+};
+use overlay_common::wire::Ip16;
+
+use super::claims::{Claims, Class, Owner};
+use super::port::Ports;
+use super::record::Record;
+use super::updates::{MapUpdate, Updates};
+use crate::model::{MacAddr, Network, Vni};
+
+#[derive(Debug)]
+pub(super) struct Net {
+    pub vni: Vni,
+    /// `None` while only its endpoints are known.
+    pub network: Option<Network>,
+    /// The gateway's claims, while `network` is known.
+    pub gateway: Option<Record>,
+    pub entry: NetworkEntry,
+    /// The value is `None` for the gateway's MAC: it is in no FDB.
+    pub macs: Claims<MacAddr, Option<FdbEntry>>,
+    pub ips: Claims<Ip16, NeighbourEntry>,
+    /// How many endpoints are behind each VTEP; none of them zero.
+    pub vteps: BTreeMap<Ip16, usize>,
+    pub ports: BTreeSet<u32>,
+    /// Whether it is in the maps.
+    pub active: bool,
+}
+
+impl Net {
+    pub fn new(vni: Vni, mtu: u32) -> Net {
+        Net {
+            vni,
+            network: None,
+            gateway: None,
+            entry: NetworkEntry { mtu },
+            macs: Claims::default(),
+            ips: Claims::default(),
+            vteps: BTreeMap::new(),
+            ports: BTreeSet::new(),
+            active: false,
+        }
+    }
+
+    /// True when nothing is known of it any more.
+    pub fn is_empty(&self) -> bool {
+        self.network.is_none()
+            && self.ports.is_empty()
+            && self.macs.is_empty()
+            && self.ips.is_empty()
+    }
+
+    pub fn fdb_key(&self, mac: MacAddr) -> FdbKey {
+        FdbKey::new(self.vni.get(), mac.0)
+    }
+
+    pub fn neighbour_key(&self, ip: Ip16) -> NeighbourKey {
+        NeighbourKey::new(self.vni.get(), ip)
+    }
+
+    /// Puts `new` in the place of `old`, both of `owner`. What is new is set before anything is
+    /// deleted, and what both claim stays untouched.
+    pub fn replace(
+        &mut self,
+        owner: Owner,
+        old: Option<&Record>,
+        new: Option<&Record>,
+        updates: &mut Updates,
+    ) {
+        if let Some(new) = new {
+            let before = self.fdb(new.mac).copied();
+            let rank = owner.rank(new.mac_seq);
+            self.macs.set(new.mac, rank, owner.fdb_entry());
+            self.tell_mac(new.mac, before, updates);
+            let entry = NeighbourEntry {
+                mac: new.mac.0,
+                _zero: [0; 2],
+            };
+            for (ip, seq) in &new.ips {
+                let before = self.neighbour(*ip).copied();
+                self.ips.set(*ip, owner.rank(*seq), entry);
+                self.tell_ip(*ip, before, updates);
+            }
+        }
+        if let Some(old) = old {
+            let kept = |ip: Ip16| new.is_some_and(|new| new.seq_of(ip).is_some());
+            for (ip, seq) in old.ips.iter().filter(|(ip, _)| !kept(*ip)) {
+                let before = self.neighbour(*ip).copied();
+                self.ips.unset(*ip, owner.rank(*seq));
+                self.tell_ip(*ip, before, updates);
+            }
+            if new.is_none_or(|new| new.mac != old.mac) {
+                let before = self.fdb(old.mac).copied();
+                self.macs.unset(old.mac, owner.rank(old.mac_seq));
+                self.tell_mac(old.mac, before, updates);
+            }
+        }
+        if let Some(vtep) = owner.vtep() {
+            self.count(vtep, old.is_some(), new.is_some());
+        }
+    }
+
+    fn count(&mut self, vtep: Ip16, before: bool, after: bool) {
+        if after && !before {
+            *self.vteps.entry(vtep).or_default() += 1;
+        } else if before && !after {
+            match self.vteps.get_mut(&vtep) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => {
+                    self.vteps.remove(&vtep);
+                }
+            }
+        }
+    }
+
+    pub fn fdb(&self, mac: MacAddr) -> Option<&FdbEntry> {
+        self.macs.best(mac)?.1.as_ref()
+    }
+
+    pub fn neighbour(&self, ip: Ip16) -> Option<&NeighbourEntry> {
+        Some(self.ips.best(ip)?.1)
+    }
+
+    fn tell_mac(&self, mac: MacAddr, before: Option<FdbEntry>, updates: &mut Updates) {
+        let now = self.fdb(mac).copied();
+        if self.active && now != before {
+            let key = self.fdb_key(mac);
+            updates.push(match now {
+                Some(entry) => MapUpdate::SetFdb(key, entry),
+                None => MapUpdate::DelFdb(key),
+            });
+        }
+    }
+
+    fn tell_ip(&self, ip: Ip16, before: Option<NeighbourEntry>, updates: &mut Updates) {
+        let now = self.neighbour(ip).copied();
+        if self.active && now != before {
+            let key = self.neighbour_key(ip);
+            updates.push(match now {
+                Some(entry) => MapUpdate::SetNeighbour(key, entry),
+                None => MapUpdate::DelNeighbour(key),
+            });
+        }
+    }
+
+    /// Puts the network into the maps if it belongs there now: what is behind other VTEPs, then
+    /// the network itself, then its ports and what is behind them.
+    pub fn activate(&mut self, ports: &Ports, updates: &mut Updates) {
+        if self.active || self.network.is_none() || self.ports.is_empty() {
+            return;
+        }
+        self.active = true;
+        let vni = self.vni.get();
+        for local in [false, true] {
+            if local {
+                updates.push(MapUpdate::SetNetwork(vni, self.entry));
+                let set = |(ifindex, entry)| MapUpdate::SetPort(ifindex, entry);
+                updates.extend(self.port_entries(ports).map(set));
+            }
+            let set = |(key, entry)| MapUpdate::SetFdb(key, entry);
+            updates.extend(self.fdb_entries(Some(local)).map(set));
+            let set = |(key, entry)| MapUpdate::SetNeighbour(key, entry);
+            updates.extend(self.neighbour_entries(Some(local)).map(set));
+        }
+    }
+
+    /// Takes the network out of the maps, in the opposite order.
+    pub fn deactivate(&mut self, updates: &mut Updates) {
+        if !self.active {
+            return;
+        }
+        for local in [true, false] {
+            let delete = |(key, _)| MapUpdate::DelNeighbour(key);
+            updates.extend(self.neighbour_entries(Some(local)).map(delete));
+            let delete = |(key, _)| MapUpdate::DelFdb(key);
+            updates.extend(self.fdb_entries(Some(local)).map(delete));
+            if local {
+                updates.extend(self.ports.iter().copied().map(MapUpdate::DelPort));
+                updates.push(MapUpdate::DelNetwork(self.vni.get()));
+            }
+        }
+        self.active = false;
+    }
+
+    pub fn port_entries<'a>(
+        &'a self,
+        ports: &'a Ports,
+    ) -> impl Iterator<Item = (u32, PortEntry)> + 'a {
+        let entry = |ifindex: &u32| Some((*ifindex, ports.get(ifindex)?.entry));
+        self.ports.iter().filter_map(entry)
+    }
+
+    /// What the FDB map has of it; only what is behind ports, or only what is not, when asked.
+    pub fn fdb_entries(&self, local: Option<bool>) -> impl Iterator<Item = (FdbKey, FdbEntry)> {
+        self.macs.winners().filter_map(move |(mac, class, entry)| {
+            let wanted = local.is_none_or(|local| local == (class == Class::Port));
+            Some((self.fdb_key(mac), (*entry)?)).filter(|_| wanted)
+        })
+    }
+
+    /// What the neighbour map has of it; see [`Net::fdb_entries`].
+    pub fn neighbour_entries(
+        &self,
+        local: Option<bool>,
+    ) -> impl Iterator<Item = (NeighbourKey, NeighbourEntry)> {
+        self.ips.winners().filter_map(move |(ip, class, entry)| {
+            let wanted = local.is_none_or(|local| local == (class == Class::Port));
+            Some((self.neighbour_key(ip), *entry)).filter(|_| wanted)
+        })
+    }
+}

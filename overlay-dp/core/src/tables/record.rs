@@ -1,0 +1,104 @@
+//! One endpoint's claims: its MAC and addresses, each with its place in the order of claims.
+
+use std::net::IpAddr;
+
+use overlay_common::wire::{Ip16, map_v4};
+
+use super::Error;
+use crate::model::MacAddr;
+
+/// More addresses than this for one endpoint are refused.
+pub const MAX_IPS: usize = 16;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub mac: MacAddr,
+    pub mac_seq: u64,
+    /// In the order given, each once.
+    pub ips: Box<[(Ip16, u64)]>,
+}
+
+impl Record {
+    /// The record of an endpoint whose addresses are valid ([`check`]). What `old` claimed already
+    /// keeps its place.
+    pub fn new(mac: MacAddr, ips: &[IpAddr], old: Option<&Record>, seq: &mut u64) -> Record {
+        let mut next = || {
+            *seq += 1;
+            *seq
+        };
+        let mac_seq = match old {
+            Some(old) if old.mac == mac => old.mac_seq,
+            _ => next(),
+        };
+        let mut claims: Vec<(Ip16, u64)> = Vec::with_capacity(ips.len());
+        for ip in ips {
+            let ip = ip16(*ip);
+            if claims.iter().all(|(have, _)| *have != ip) {
+                let seq = old.and_then(|old| old.seq_of(ip)).unwrap_or_else(&mut next);
+                claims.push((ip, seq));
+            }
+        }
+        Record {
+            mac,
+            mac_seq,
+            ips: claims.into(),
+        }
+    }
+
+    /// The same claims at the end of the order.
+    pub fn renewed(&self, seq: &mut u64) -> Record {
+        let mut renewed = self.clone();
+        *seq += 1;
+        renewed.mac_seq = *seq;
+        for (_, place) in &mut renewed.ips {
+            *seq += 1;
+            *place = *seq;
+        }
+        renewed
+    }
+
+    /// True when it claims just these.
+    pub fn is(&self, mac: MacAddr, ips: &[IpAddr]) -> bool {
+        self.mac == mac
+            && ips.len() <= MAX_IPS
+            && ips.iter().all(|ip| self.seq_of(ip16(*ip)).is_some())
+            && self
+                .ips
+                .iter()
+                .all(|(have, _)| ips.iter().any(|ip| ip16(*ip) == *have))
+    }
+
+    pub fn seq_of(&self, ip: Ip16) -> Option<u64> {
+        let claim = self.ips.iter().find(|(have, _)| *have == ip);
+        claim.map(|(_, seq)| *seq)
+    }
+}
+
+/// The form of an address that maps have.
+pub(super) fn ip16(ip: IpAddr) -> Ip16 {
+    match ip {
+        IpAddr::V4(ip) => map_v4(ip.octets()),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+/// Whether an endpoint can have these addresses.
+pub(super) fn check(mac: MacAddr, ips: &[IpAddr]) -> Result<(), Error> {
+    if !mac.is_unicast() {
+        return Err(Error::Mac(mac));
+    }
+    if ips.len() > MAX_IPS {
+        return Err(Error::TooManyAddresses(ips.len()));
+    }
+    match ips.iter().find(|ip| !is_one_hosts(**ip)) {
+        Some(ip) => Err(Error::Ip(*ip)),
+        None => Ok(()),
+    }
+}
+
+/// True for an address that one host can have on a network.
+pub(super) fn is_one_hosts(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || broadcast)
+}
