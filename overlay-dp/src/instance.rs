@@ -16,7 +16,9 @@ impl Instance {
     /// When `name` can't be part of a path.
     pub fn new(name: &str) -> anyhow::Result<Instance> {
         check_name(name)?;
-        Ok(Instance { name: name.to_owned() })
+        Ok(Instance {
+            name: name.to_owned(),
+        })
     }
 
     /// The name.
@@ -49,7 +51,9 @@ impl Instance {
 
     /// Pinned maps and links: the data path that runs on without the agent.
     pub fn pin_dir(&self) -> PathBuf {
-        PathBuf::from(Self::BPFFS).join("overlay-dp").join(&self.name)
+        PathBuf::from(Self::BPFFS)
+            .join("overlay-dp")
+            .join(&self.name)
     }
 }
 
@@ -62,6 +66,9 @@ mod tests {
         for bad in ["", "..", "a/b", "../x"] {
             assert!(Instance::new(bad).is_err(), "{bad}");
         }
-        assert_eq!(Instance::new("h1").unwrap().socket(), PathBuf::from("/run/overlay-dp/h1/api.sock"));
+        assert_eq!(
+            Instance::new("h1").unwrap().socket(),
+            PathBuf::from("/run/overlay-dp/h1/api.sock")
+        );
     }
 }

@@ -120,7 +120,10 @@ impl FromStr for MacAddr {
         let mut mac = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut mac {
-            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(bad)?;
+            let part = parts
+                .next()
+                .filter(|p| p.len() == 2 && is_hex(p))
+                .ok_or_else(bad)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
         if parts.next().is_some() {
@@ -166,7 +169,7 @@ impl FromStr for HostId {
     type Err = ModelError;
 
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        if text.len() != 16 {
+        if text.len() != 16 || !is_hex(text) {
             return Err(ModelError::HostId(text.to_owned()));
         }
         u64::from_str_radix(text, 16)
@@ -187,6 +190,11 @@ impl From<HostId> for String {
     fn from(id: HostId) -> String {
         id.to_string()
     }
+}
+
+/// Only digits: `from_str_radix` would take a sign, too.
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// One L2 segment. Every host of the cluster knows every network.
@@ -306,6 +314,7 @@ mod tests {
             "02:42:0a:00:00:02:03",
             "2:42:0a:00:00:02",
             "zz:42:0a:00:00:02",
+            "+2:42:0a:00:00:02",
         ] {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
         }

@@ -49,8 +49,20 @@ impl Plan {
             fallback,
         };
         match datapath {
-            Datapath::Xdp => plan(HookKind::Xdp, "--datapath xdp", HookKind::Xdp, "--datapath xdp", false),
-            Datapath::Tcx => plan(HookKind::Tcx, "--datapath tcx", HookKind::Tcx, "--datapath tcx", false),
+            Datapath::Xdp => plan(
+                HookKind::Xdp,
+                "--datapath xdp",
+                HookKind::Xdp,
+                "--datapath xdp",
+                false,
+            ),
+            Datapath::Tcx => plan(
+                HookKind::Tcx,
+                "--datapath tcx",
+                HookKind::Tcx,
+                "--datapath tcx",
+                false,
+            ),
             Datapath::Auto if driver == "veth" => plan(
                 HookKind::Tcx,
                 "auto: a veth hands over packets that XDP would have to copy",
@@ -82,14 +94,19 @@ pub struct Made {
 /// What an earlier agent left is taken over without a gap.
 pub async fn make(options: &Options, host: &Host, uplink: &Uplink, inner_mtu: u32) -> Result<Made> {
     let IpAddr::V4(vtep) = uplink.addr else {
-        bail!("an IPv6 underlay is not supported yet: give {} an IPv4 address", uplink.name);
+        bail!(
+            "an IPv6 underlay is not supported yet: give {} an IPv4 address",
+            uplink.name
+        );
     };
     let mut plan = Plan::new(options.datapath, &uplink.driver);
     let mut bpf = Bpf::load(&options.instance.pin_dir(), options.bpf_log)?;
     if options.bpf_log {
         forward_logs(&mut bpf)?;
     }
-    let punt = host.create_punt_pair(PUNT_NEAR, PUNT_FAR, punt::MTU).await?;
+    let punt = host
+        .create_punt_pair(PUNT_NEAR, PUNT_FAR, punt::MTU)
+        .await?;
     // What is punted has its checksums finished on the way: the socket sees only bytes.
     offload::set(PUNT_NEAR, Offload::TxChecksum, false)?;
     bpf.set_config(Config {
@@ -100,16 +117,38 @@ pub async fn make(options: &Options, host: &Host, uplink: &Uplink, inner_mtu: u3
     })?;
     let xsk = Xsk::bind(&XskConfig::new(punt.far_ifindex, 0))?;
     bpf.set_socket(&xsk)?;
-    let local = Local { vtep: uplink.addr, data_port: options.data_port, mtu: inner_mtu };
+    let local = Local {
+        vtep: uplink.addr,
+        data_port: options.data_port,
+        mtu: inner_mtu,
+    };
     let tables = Arc::new(RwLock::new(Tables::new(local)?));
     let slow = SlowThread::start(xsk, Arc::clone(&tables))?;
 
     let mut hooks = vec![
-        bpf.attach(Site::PuntFar, HookKind::Xdp, PUNT_FAR, punt.far_ifindex, "frames for the agent")?,
-        bpf.attach(Site::PuntNear, HookKind::Tcx, PUNT_NEAR, punt.near_ifindex, "frames from the agent")?,
+        bpf.attach(
+            Site::PuntFar,
+            HookKind::Xdp,
+            PUNT_FAR,
+            punt.far_ifindex,
+            "frames for the agent",
+        )?,
+        bpf.attach(
+            Site::PuntNear,
+            HookKind::Tcx,
+            PUNT_NEAR,
+            punt.near_ifindex,
+            "frames from the agent",
+        )?,
     ];
     let on_uplink = |bpf: &mut Bpf, plan: &Plan| {
-        bpf.attach(Site::Uplink, plan.uplink, &uplink.name, uplink.ifindex, &plan.uplink_why)
+        bpf.attach(
+            Site::Uplink,
+            plan.uplink,
+            &uplink.name,
+            uplink.ifindex,
+            &plan.uplink_why,
+        )
     };
     let hook = match on_uplink(&mut bpf, &plan) {
         Err(error) if plan.fallback => {
@@ -121,7 +160,13 @@ pub async fn make(options: &Options, host: &Host, uplink: &Uplink, inner_mtu: u3
         other => other?,
     };
     hooks.push(hook);
-    Ok(Made { plan, bpf, hooks, tables, slow })
+    Ok(Made {
+        plan,
+        bpf,
+        hooks,
+        tables,
+        slow,
+    })
 }
 
 /// Settings inside a container that keep checksums and lengths right for the hooks in use.
@@ -139,13 +184,14 @@ pub fn set_offloads(ifname: &str, plan: &Plan) -> overlay_host::Result<()> {
     Ok(())
 }
 
+/// Passes the programs' log lines on, ten times a second.
 fn forward_logs(bpf: &mut Bpf) -> Result<()> {
-    let logger = aya_log::EbpfLogger::init(bpf.ebpf_mut())?;
-    let mut logger = tokio::io::unix::AsyncFd::with_interest(logger, tokio::io::Interest::READABLE)?;
+    let mut logger = aya_log::EbpfLogger::init(bpf.ebpf_mut())?;
+    let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
     tokio::spawn(async move {
-        while let Ok(mut guard) = logger.readable_mut().await {
-            guard.get_inner_mut().flush();
-            guard.clear_ready();
+        loop {
+            tick.tick().await;
+            logger.flush();
         }
     });
     Ok(())

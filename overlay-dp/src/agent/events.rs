@@ -54,16 +54,24 @@ impl Agent {
     }
 
     fn name_of(&self, id: HostId) -> String {
-        self.members.get(&id).map_or_else(|| id.to_string(), |h| h.name.clone())
+        self.members
+            .get(&id)
+            .map_or_else(|| id.to_string(), |h| h.name.clone())
     }
 
     /// The VTEP of another host. Our own endpoints come back as events, too; they are not remote.
     fn vtep_of(&self, id: HostId) -> Option<IpAddr> {
-        self.members.get(&id).map(|h| h.vtep).filter(|v| *v != self.uplink.addr)
+        self.members
+            .get(&id)
+            .map(|h| h.vtep)
+            .filter(|v| *v != self.uplink.addr)
     }
 
     pub(super) async fn add_vtep(&mut self, vtep: IpAddr) {
-        let hop = self.next_hops.resolve(&self.host, vtep, self.uplink.addr).await;
+        let hop = self
+            .next_hops
+            .resolve(&self.host, vtep, self.uplink.addr)
+            .await;
         let mut tables = self.tables.write();
         if let Err(error) = tables.vtep_add(vtep) {
             tracing::warn!(%vtep, %error, "a VTEP is not taken");
@@ -81,7 +89,10 @@ impl Agent {
 
     async fn resolve_again(&mut self, vteps: Vec<IpAddr>) {
         for vtep in vteps {
-            let hop = self.next_hops.resolve(&self.host, vtep, self.uplink.addr).await;
+            let hop = self
+                .next_hops
+                .resolve(&self.host, vtep, self.uplink.addr)
+                .await;
             self.tables.write().next_hop(vtep, hop);
         }
     }
@@ -102,7 +113,9 @@ impl Agent {
                 let through = self.next_hops.through(ip, ifindex);
                 self.resolve_again(through).await;
             }
-            HostEvent::Route | HostEvent::Address { .. } => self.resolve_again(self.all_vteps()).await,
+            HostEvent::Route | HostEvent::Address { .. } => {
+                self.resolve_again(self.all_vteps()).await
+            }
             HostEvent::LinkChanged { ifindex, .. } if ifindex == self.uplink.ifindex => {
                 self.resolve_again(self.all_vteps()).await;
             }
@@ -116,7 +129,13 @@ impl Agent {
 
     pub(super) async fn on_tick(&mut self) {
         self.next_hops.keep_fresh(&self.host).await;
-        let unresolved = self.tables.read().vteps().filter(|v| v.next_hop.is_none()).map(|v| v.ip).collect();
+        let unresolved = self
+            .tables
+            .read()
+            .vteps()
+            .filter(|v| v.next_hop.is_none())
+            .map(|v| v.ip)
+            .collect();
         self.resolve_again(unresolved).await;
         // One whole tick after the start, the hosts that are alive have told all they own.
         if self.settled {
@@ -131,7 +150,6 @@ impl Agent {
         let silent: Vec<IpAddr> = self
             .cluster
             .members()
-            .await
             .into_iter()
             .filter(|m| !m.me && m.state != MemberState::Alive)
             .map(|m| m.host.vtep)

@@ -21,8 +21,12 @@ pub fn lock(instance: &Instance) -> Result<OwnedFd> {
     let dir = instance.run_dir();
     fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
     let path = instance.lock_file();
-    let file = open(&path, OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
-        .with_context(|| format!("can't open {}", path.display()))?;
+    let file = open(
+        &path,
+        OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o600),
+    )
+    .with_context(|| format!("can't open {}", path.display()))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => bail!(
@@ -48,11 +52,18 @@ pub async fn remove(host: &Host, leftovers: &Leftovers<'_>) -> Vec<String> {
     // Only an instance that was here may take interfaces away: another one's look the same.
     let was_here = instance.pin_dir().exists();
     if was_here {
-        let ports = host.links_with_prefix(PORT_PREFIX).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "can't list the ports");
-            Vec::new()
-        });
-        for name in ports.iter().map(|l| l.name.as_str()).chain([PUNT_NEAR, PUNT_FAR]) {
+        let ports = host
+            .links_with_prefix(PORT_PREFIX)
+            .await
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "can't list the ports");
+                Vec::new()
+            });
+        for name in ports
+            .iter()
+            .map(|l| l.name.as_str())
+            .chain([PUNT_NEAR, PUNT_FAR])
+        {
             match host.delete_link(name).await {
                 Ok(true) => undone.push(format!("removed interface {name}")),
                 Ok(false) => {}
@@ -60,7 +71,10 @@ pub async fn remove(host: &Host, leftovers: &Leftovers<'_>) -> Vec<String> {
             }
         }
         match Bpf::unpin_all(&instance.pin_dir()) {
-            Ok(()) => undone.push(format!("removed programs and maps in {}", instance.pin_dir().display())),
+            Ok(()) => undone.push(format!(
+                "removed programs and maps in {}",
+                instance.pin_dir().display()
+            )),
             Err(error) => tracing::error!("{error:#}"),
         }
     }
@@ -103,7 +117,14 @@ pub async fn clean_up_after_dead_agent(instance: &Instance) -> Result<Detached> 
     let lock = lock(instance)?;
     let host = Host::new()?;
     detach_filters(instance);
-    let undone = remove(&host, &Leftovers { instance, with_state: true }).await;
+    let undone = remove(
+        &host,
+        &Leftovers {
+            instance,
+            with_state: true,
+        },
+    )
+    .await;
     drop(lock);
     Ok(Detached { undone })
 }
@@ -113,7 +134,10 @@ fn detach_filters(instance: &Instance) {
     if overlay_host::kernel::tcx_supported().unwrap_or(true) {
         return;
     }
-    let uplink = StateFile::in_dir(&instance.state_dir()).and_then(|f| f.load()).ok().and_then(|s| s.uplink);
+    let uplink = StateFile::in_dir(&instance.state_dir())
+        .and_then(|f| f.load())
+        .ok()
+        .and_then(|s| s.uplink);
     if let Some(uplink) = uplink {
         crate::bpf::detach_filter(Site::Uplink, &uplink);
     }
@@ -121,9 +145,9 @@ fn detach_filters(instance: &Instance) {
 
 impl Agent {
     /// Whether this host may leave the cluster.
-    pub(super) async fn may_leave(&self, force: bool) -> Result<()> {
+    pub(super) fn may_leave(&self, force: bool) -> Result<()> {
         let me = self.cluster.me();
-        let members = self.cluster.members().await;
+        let members = self.cluster.members();
         let managers = members.iter().filter(|m| m.host.manager).count();
         if me.manager && managers == 1 && members.len() > 1 && !force {
             bail!(
@@ -176,12 +200,28 @@ impl Agent {
     }
 
     async fn remove_datapath(mut self, with_state: bool) -> Vec<String> {
-        if let Err(error) = self.bpf.detach(Site::Uplink, &self.uplink.name, self.uplink.ifindex) {
+        if let Err(error) = self
+            .bpf
+            .detach(Site::Uplink, &self.uplink.name, self.uplink.ifindex)
+        {
             tracing::error!("{error:#}");
         }
-        let Agent { host, options, bpf, slow, .. } = self;
+        let Agent {
+            host,
+            options,
+            bpf,
+            slow,
+            ..
+        } = self;
         drop(slow);
         drop(bpf);
-        remove(&host, &Leftovers { instance: &options.instance, with_state }).await
+        remove(
+            &host,
+            &Leftovers {
+                instance: &options.instance,
+                with_state,
+            },
+        )
+        .await
     }
 }

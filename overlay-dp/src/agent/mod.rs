@@ -20,7 +20,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use overlay_cluster::{Cluster, Start};
 use overlay_core::model::{Endpoint, Host as ClusterHost, HostId, Vni};
 use overlay_core::tables::{StaticEntry, Tables};
@@ -81,8 +81,15 @@ pub type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// The hostname, made a name of the cluster's.
 pub fn default_host_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    if overlay_core::model::check_name(&name).is_ok() { name } else { "host".to_owned() }
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    if overlay_core::model::check_name(&name).is_ok() {
+        name
+    } else {
+        "host".to_owned()
+    }
 }
 
 /// Runs the agent until it is told to stop.
@@ -92,7 +99,8 @@ pub fn default_host_name() -> String {
 pub async fn run(options: Options) -> Result<()> {
     let (mut agent, mut inputs) = Agent::start(options).await?;
     let (requests_in, mut requests) = mpsc::channel(64);
-    let api = match server::start(&agent.options.instance, agent.cluster.clone(), requests_in).await {
+    let api = match server::start(&agent.options.instance, agent.cluster.clone(), requests_in).await
+    {
         Ok(api) => api,
         Err(error) => {
             agent.stop_after_failed_start().await;
@@ -109,7 +117,7 @@ pub async fn run(options: Options) -> Result<()> {
         tokio::select! {
             Some(request) = requests.recv() => {
                 if let Request::Detach(force, reply) = request {
-                    match agent.may_leave(force).await {
+                    match agent.may_leave(force) {
                         Ok(()) => break Some(reply),
                         Err(error) => { let _ = reply.send(Err(error)); }
                     }
@@ -147,6 +155,8 @@ struct Agent {
     bpf: Bpf,
     plan: datapath::Plan,
     hooks: Vec<Hook>,
+    /// MTU of containers.
+    inner_mtu: u32,
     tables: Arc<RwLock<Tables>>,
     slow: SlowThread,
     next_hops: NextHops,
@@ -183,19 +193,24 @@ impl Agent {
 
         overlay_host::bpffs::ensure_mounted(Instance::BPFFS.as_ref())?;
         let fresh = !Bpf::is_pinned(&options.instance.pin_dir());
-        let leftovers = leave::Leftovers { instance: &options.instance, with_state: !had_state };
+        let leftovers = leave::Leftovers {
+            instance: &options.instance,
+            with_state: !had_state,
+        };
         let begun = async {
             let made = datapath::make(&options, &host, &uplink, inner_mtu).await?;
             let (monitor, host_events) = Monitor::new()?;
             tokio::spawn(monitor);
-            let config = overlay_cluster::Config::new(
-                options.instance.state_dir().join("cluster"),
-                options.host_name.clone(),
-                uplink.addr,
-                options.data_port,
-                options.control_port,
-                options.gossip_port,
-            );
+            let config = overlay_cluster::Config {
+                data_port: options.data_port,
+                control_port: options.control_port,
+                gossip_port: options.gossip_port,
+                ..overlay_cluster::Config::new(
+                    cluster_dir(&options.instance),
+                    &options.host_name,
+                    uplink.addr,
+                )
+            };
             let (cluster, events) = Cluster::start(config, start).await?;
             anyhow::Ok((made, host_events, cluster, events))
         };
@@ -213,6 +228,7 @@ impl Agent {
             plan: made.plan,
             hooks: made.hooks,
             bpf: made.bpf,
+            inner_mtu,
             tables: made.tables,
             slow: made.slow,
             next_hops: NextHops::default(),
@@ -229,7 +245,13 @@ impl Agent {
             _data_port: data_port,
         };
         agent.take_over().await?;
-        Ok((agent, Inputs { cluster: cluster_events, host: host_events }))
+        Ok((
+            agent,
+            Inputs {
+                cluster: cluster_events,
+                host: host_events,
+            },
+        ))
     }
 
     /// Fills the tables with what is known at the start: networks, hosts, and the ports and
@@ -238,7 +260,7 @@ impl Agent {
         for network in self.cluster.networks() {
             self.tables.write().network_add(network);
         }
-        for member in self.cluster.members().await.into_iter().filter(|m| !m.me) {
+        for member in self.cluster.members().into_iter().filter(|m| !m.me) {
             self.add_vtep(member.host.vtep).await;
             self.members.insert(member.host.id, member.host);
         }
@@ -249,6 +271,7 @@ impl Agent {
             }
         }
         self.take_over_ports().await?;
+        self.release_lost_leases();
         self.state.uplink = Some(self.uplink.name.clone());
         self.state_file.save(&self.state)?;
         self.flush();
@@ -260,7 +283,7 @@ impl Agent {
         let me = self.cluster.me();
         tracing::info!(
             host = %me.name, id = %me.id, vtep = %me.vtep, uplink = %self.uplink.name,
-            mtu = self.tables.read().local().mtu, "attached"
+            mtu = self.inner_mtu, "attached"
         );
         for hook in &self.hooks {
             tracing::info!(interface = %hook.interface, site = %hook.site, attached = %hook.attached, why = %hook.why, "hook");
@@ -275,7 +298,7 @@ impl Agent {
     async fn handle(&mut self, request: Request) {
         // Whoever asked may be gone: an answer that nobody takes is no error.
         match request {
-            Request::Status(reply) => drop(reply.send(self.status().await)),
+            Request::Status(reply) => drop(reply.send(self.status())),
             Request::Ports(reply) => drop(reply.send(Ok(self.state.ports.clone()))),
             Request::PortAdd(add, reply) => {
                 let done = self.port_add(*add).await;
@@ -306,7 +329,9 @@ impl Agent {
     /// Writes to the BPF maps what has changed in the tables.
     fn flush(&mut self) {
         loop {
-            let Some(update) = self.tables.write().poll_update() else { break };
+            let Some(update) = self.tables.write().poll_update() else {
+                break;
+            };
             if let Err(error) = self.bpf.apply(update) {
                 tracing::error!("{error:#}");
             }
@@ -315,15 +340,15 @@ impl Agent {
 
     /// Writes to the BPF maps what the slow path found missing there.
     fn take_updates(&mut self) {
-        while let Some(update) = self.slow.next_update() {
+        while let Some((version, update)) = self.slow.next_update() {
+            // Tables that have changed since may say otherwise: the next miss asks again.
+            if version != self.tables.read().version() {
+                continue;
+            }
             if let Err(error) = self.bpf.apply(update) {
                 tracing::error!("{error:#}");
             }
         }
-    }
-
-    fn inner_mtu(&self) -> u32 {
-        self.tables.read().local().mtu
     }
 
     fn port_hook(&self) -> HookKind {
@@ -350,7 +375,10 @@ fn inner_mtu(uplink: &Uplink, wanted: Option<u32>) -> Result<u32> {
             uplink.mtu
         ),
         Some(mtu) if mtu < overlay_host::uplink::MIN_CONTAINER_MTU => {
-            bail!("--mtu {mtu} is too small: use {} at least", overlay_host::uplink::MIN_CONTAINER_MTU)
+            bail!(
+                "--mtu {mtu} is too small: use {} at least",
+                overlay_host::uplink::MIN_CONTAINER_MTU
+            )
         }
         Some(mtu) => Ok(mtu),
     }
@@ -368,15 +396,21 @@ fn reserve(address: IpAddr, port: u16) -> Result<std::net::UdpSocket> {
     })
 }
 
+fn cluster_dir(instance: &Instance) -> std::path::PathBuf {
+    instance.state_dir().join("cluster")
+}
+
 /// New, joining, or going on.
 fn choose_start(options: &Options) -> Result<Start> {
-    let dir = options.instance.state_dir().join("cluster");
-    let stored = overlay_cluster::stored(&dir)?;
+    let stored = overlay_cluster::stored(&cluster_dir(&options.instance))?;
     match (stored, &options.join, &options.token) {
         (None, None, _) => Ok(Start::New),
-        (None, Some(addr), Some(token)) => Ok(Start::Join { addr: addr.clone(), token: token.clone() }),
+        (None, Some(addr), Some(token)) => Ok(Start::Join {
+            addr: addr.clone(),
+            token: token.clone(),
+        }),
         (Some(_), None, _) => Ok(Start::Resume),
-        (Some(stored), Some(_), Some(token)) if stored.is_cluster_of(token) => {
+        (Some(stored), Some(_), Some(token)) if stored.is_of(token) => {
             tracing::info!("this host is a member of that cluster already: going on as such");
             Ok(Start::Resume)
         }

@@ -30,8 +30,8 @@ impl NextHops {
         let mtu = hop.route_mtu.unwrap_or(hop.link_mtu).min(hop.link_mtu);
         Some(NextHop {
             ifindex: hop.ifindex,
-            src_mac: hop.src_mac,
-            dst_mac: hop.dst_mac?,
+            src_mac: hop.src_mac.0,
+            dst_mac: hop.dst_mac?.0,
             mtu: mtu.saturating_sub(OVERHEAD_V4),
         })
     }
@@ -43,7 +43,10 @@ impl NextHops {
 
     /// The VTEPs that are reached through this neighbour.
     pub fn through(&self, neighbour: IpAddr, ifindex: u32) -> Vec<IpAddr> {
-        let through = self.via.iter().filter(|(_, via)| **via == (neighbour, ifindex));
+        let through = self
+            .via
+            .iter()
+            .filter(|(_, via)| **via == (neighbour, ifindex));
         through.map(|(vtep, _)| *vtep).collect()
     }
 

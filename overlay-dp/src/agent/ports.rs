@@ -19,17 +19,25 @@ const PORT_MTU_SLACK: u32 = 1500;
 impl Agent {
     /// Makes a container's port and has it carry traffic.
     pub(super) async fn port_add(&mut self, add: PortAdd) -> Result<Port> {
-        let PortAdd { mut endpoint, prefix, netns, ifname } = add;
+        let PortAdd {
+            mut endpoint,
+            prefix,
+            netns,
+            ifname,
+        } = add;
         let inside = HostNetns::open(&netns_ref(&netns))?;
         if inside.is_same(&HostNetns::current()?) {
-            bail!("{} is the host's own network namespace: a container needs one of its own", inside.reference());
+            bail!(
+                "{} is the host's own network namespace: a container needs one of its own",
+                inside.reference()
+            );
         }
         let ip4 = endpoint.ips.iter().find_map(|ip| match ip {
             IpAddr::V4(ip) => Some(*ip),
             IpAddr::V6(_) => None,
         });
         let name = self.port_name(endpoint.vni, ip4).await?;
-        let mtu = self.inner_mtu();
+        let mtu = self.inner_mtu;
         let addrs: Vec<(IpAddr, u8)> = endpoint.ips.iter().map(|ip| (*ip, prefix)).collect();
         let made = self
             .host
@@ -66,15 +74,30 @@ impl Agent {
             self.undo_port(&port).await;
             return Err(error);
         }
-        self.cluster.publish(port.endpoint.clone()).await;
+        if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
+            self.state.ports.retain(|p| p.local.port != name);
+            self.state_file.save(&self.state)?;
+            self.undo_port(&port).await;
+            return Err(error.into());
+        }
         tracing::info!(container = %port.endpoint.name, port = %name, ips = ?port.endpoint.ips, "container attached");
         Ok(port)
     }
 
     /// Hooks the port up and tells the tables.
     fn attach_port(&mut self, port: &Port) -> Result<()> {
-        let LocalContainer { port: name, port_ifindex: ifindex, .. } = &port.local;
-        let hook = self.bpf.attach(Site::Port, self.port_hook(), name, *ifindex, self.plan.port_why)?;
+        let LocalContainer {
+            port: name,
+            port_ifindex: ifindex,
+            ..
+        } = &port.local;
+        let hook = self.bpf.attach(
+            Site::Port,
+            self.port_hook(),
+            name,
+            *ifindex,
+            self.plan.port_why,
+        )?;
         self.hooks.push(hook);
         self.tables.write().port_up(*ifindex, &port.endpoint)?;
         Ok(())
@@ -97,13 +120,17 @@ impl Agent {
         self.undo_port(port).await;
         self.state.ports.retain(|p| p.local.port != port.local.port);
         self.state_file.save(&self.state)?;
-        self.withdraw(&port.endpoint).await;
+        self.withdraw(&port.endpoint);
         tracing::info!(container = %port.endpoint.name, "container detached");
         Ok(())
     }
 
     async fn undo_port(&mut self, port: &Port) {
-        let LocalContainer { port: name, port_ifindex, .. } = &port.local;
+        let LocalContainer {
+            port: name,
+            port_ifindex,
+            ..
+        } = &port.local;
         self.tables.write().port_down(*port_ifindex);
         self.flush();
         if let Err(error) = self.host.delete_link(name).await {
@@ -120,20 +147,61 @@ impl Agent {
     }
 
     /// Tells the cluster that an endpoint is gone, and gives its address back.
-    async fn withdraw(&self, endpoint: &Endpoint) {
-        self.cluster.withdraw(endpoint.vni, &endpoint.name).await;
+    fn withdraw(&self, endpoint: &Endpoint) {
+        self.cluster.withdraw(endpoint.vni, &endpoint.name);
+        let Some(ip) = endpoint.ips.first().copied() else {
+            return;
+        };
         let (cluster, endpoint) = (self.cluster.clone(), endpoint.clone());
         // The manager may not be there now; the port is gone all the same.
         tokio::spawn(async move {
-            if let Err(error) = cluster.release(endpoint.vni, &endpoint.name).await {
+            if let Err(error) = cluster.release(endpoint.vni, ip, &endpoint.name).await {
                 tracing::warn!(container = %endpoint.name, %error, "its address is not given back");
+            }
+        });
+    }
+
+    /// Gives back the addresses whose containers a crash took away before this host could.
+    pub(super) fn release_lost_leases(&self) {
+        let cluster = self.cluster.clone();
+        let kept: Vec<(Vni, String)> = self
+            .state
+            .ports
+            .iter()
+            .map(|p| (p.endpoint.vni, p.endpoint.name.clone()))
+            .collect();
+        tokio::spawn(async move {
+            let leases = match cluster.leases().await {
+                Ok(leases) => leases,
+                Err(error) => {
+                    return tracing::warn!(%error, "can't look for addresses to give back");
+                }
+            };
+            for lease in leases
+                .into_iter()
+                .filter(|l| !kept.contains(&(l.vni, l.endpoint.clone())))
+            {
+                match cluster.release(lease.vni, lease.ip, &lease.endpoint).await {
+                    Ok(()) => {
+                        tracing::info!(ip = %lease.ip, container = %lease.endpoint, "gave back a lost address")
+                    }
+                    Err(error) => {
+                        tracing::warn!(ip = %lease.ip, %error, "a lost address is not given back")
+                    }
+                }
             }
         });
     }
 
     /// The kernel says that an interface is gone: with its container, if it was a port.
     pub(super) async fn port_gone(&mut self, ifindex: u32) {
-        let Some(port) = self.state.ports.iter().find(|p| p.local.port_ifindex == ifindex).cloned() else {
+        let Some(port) = self
+            .state
+            .ports
+            .iter()
+            .find(|p| p.local.port_ifindex == ifindex)
+            .cloned()
+        else {
             return;
         };
         tracing::info!(container = %port.endpoint.name, netns = %port.local.netns, "the container is gone");
@@ -172,10 +240,14 @@ impl Agent {
                 self.port_gone(port.local.port_ifindex).await;
                 continue;
             }
-            self.attach_port(&port)
-                .with_context(|| format!("can't go on with the container {}", port.endpoint.name))?;
-            self.cluster.publish(port.endpoint).await;
+            self.attach_port(&port).with_context(|| {
+                format!("can't go on with the container {}", port.endpoint.name)
+            })?;
+            if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
+                tracing::error!(container = %port.endpoint.name, %error, "the other hosts don't learn of it");
+            }
         }
+        self.cluster.settled();
         for link in self.host.links_with_prefix(PORT_PREFIX).await? {
             if !self.state.ports.iter().any(|p| p.local.port == link.name) {
                 tracing::info!(port = %link.name, "removing a port that no container has");
@@ -208,25 +280,42 @@ impl Agent {
 
     pub(super) async fn static_add(&mut self, entry: StaticEntry) -> Result<FdbRow> {
         if entry.vtep == self.uplink.addr {
-            bail!("{} is this host's own VTEP: a static entry is for a VTEP that is no host of the cluster", entry.vtep);
+            bail!(
+                "{} is this host's own VTEP: a static entry is for a VTEP that is no host of the cluster",
+                entry.vtep
+            );
         }
         if let Some(host) = self.members.values().find(|h| h.vtep == entry.vtep) {
-            bail!("{} is the VTEP of host '{}', which tells its own entries", entry.vtep, host.name);
+            bail!(
+                "{} is the VTEP of host '{}', which tells its own entries",
+                entry.vtep,
+                host.name
+            );
         }
-        let hop = self.next_hops.resolve(&self.host, entry.vtep, self.uplink.addr).await;
+        let hop = self
+            .next_hops
+            .resolve(&self.host, entry.vtep, self.uplink.addr)
+            .await;
         {
             let mut tables = self.tables.write();
             tables.static_add(entry.clone())?;
             tables.next_hop(entry.vtep, hop);
         }
-        self.state.statics.retain(|s| (s.vni, s.mac) != (entry.vni, entry.mac));
+        self.state
+            .statics
+            .retain(|s| (s.vni, s.mac) != (entry.vni, entry.mac));
         self.state.statics.push(entry.clone());
         self.state_file.save(&self.state)?;
         self.fdb_row(entry.vni, entry.mac)
     }
 
     pub(super) fn static_remove(&mut self, vni: Vni, mac: MacAddr) -> Result<FdbRow> {
-        if !self.state.statics.iter().any(|s| (s.vni, s.mac) == (vni, mac)) {
+        if !self
+            .state
+            .statics
+            .iter()
+            .any(|s| (s.vni, s.mac) == (vni, mac))
+        {
             bail!("no static entry for {mac} on that network: see 'overlay-dp fdb show'");
         }
         let row = self.fdb_row(vni, mac)?;
@@ -237,7 +326,10 @@ impl Agent {
     }
 
     fn fdb_row(&self, vni: Vni, mac: MacAddr) -> Result<FdbRow> {
-        let row = self.fdb().into_iter().find(|r| r.vni == vni && r.mac == mac && r.origin == "static");
+        let row = self
+            .fdb()
+            .into_iter()
+            .find(|r| r.vni == vni && r.mac == mac && r.origin == "static");
         row.ok_or_else(|| anyhow!("{mac} is not in the table: a container of this host has it"))
     }
 }

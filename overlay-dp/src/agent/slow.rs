@@ -27,7 +27,8 @@ const UPDATES: usize = 4096;
 
 /// What the thread and the agent share.
 struct Shared {
-    updates: ArrayQueue<MapUpdate>,
+    /// With the version of the tables that they are true for.
+    updates: ArrayQueue<(u64, MapUpdate)>,
     notify: Notify,
     drops: [AtomicU64; DropReason::COUNT],
 }
@@ -56,7 +57,11 @@ impl SlowThread {
             .name("slow-path".to_owned())
             .spawn(move || work(xsk, &tables, &shared2, &stop2))
             .context("can't start the slow path's thread")?;
-        Ok(SlowThread { shared, stop, thread: Some(thread) })
+        Ok(SlowThread {
+            shared,
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// Returns when there may be updates.
@@ -64,8 +69,8 @@ impl SlowThread {
         self.shared.notify.notified().await;
     }
 
-    /// The next update that a miss asked for.
-    pub fn next_update(&self) -> Option<MapUpdate> {
+    /// The next update that a miss asked for, and the version of the tables that it is true for.
+    pub fn next_update(&self) -> Option<(u64, MapUpdate)> {
         self.shared.updates.pop()
     }
 
@@ -94,7 +99,10 @@ fn work(mut xsk: Xsk, tables: &RwLock<Tables>, shared: &Shared, stop: &OwnedFd) 
     let mut slow = SlowPath::new();
     loop {
         let ready = {
-            let mut fds = [PollFd::new(&xsk, PollFlags::IN), PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
+            let mut fds = [
+                PollFd::new(&xsk, PollFlags::IN),
+                PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+            ];
             match poll(&mut fds, None) {
                 Ok(_) => !fds[1].revents().contains(PollFlags::IN),
                 Err(rustix::io::Errno::INTR) => true,
@@ -111,8 +119,14 @@ fn work(mut xsk: Xsk, tables: &RwLock<Tables>, shared: &Shared, stop: &OwnedFd) 
             let (rx, tx) = xsk.split();
             let received = {
                 let tables = tables.read();
-                let mut output = Sender { tx, shared };
-                rx.receive(BATCH, |frame| slow.handle(&tables, frame, begin.elapsed(), &mut output))
+                let mut output = Sender {
+                    tx,
+                    shared,
+                    version: tables.version(),
+                };
+                rx.receive(BATCH, |frame| {
+                    slow.handle(&tables, frame, begin.elapsed(), &mut output)
+                })
             };
             if let Err(error) = tx.flush() {
                 tracing::warn!(%error, "the slow path can't send");
@@ -128,6 +142,7 @@ fn work(mut xsk: Xsk, tables: &RwLock<Tables>, shared: &Shared, stop: &OwnedFd) 
 struct Sender<'a> {
     tx: &'a mut Tx,
     shared: &'a Shared,
+    version: u64,
 }
 
 impl Output for Sender<'_> {
@@ -145,7 +160,7 @@ impl Output for Sender<'_> {
     }
 
     fn update(&mut self, update: MapUpdate) {
-        if self.shared.updates.push(update).is_ok() {
+        if self.shared.updates.push((self.version, update)).is_ok() {
             self.shared.notify.notify_one();
         }
     }

@@ -44,7 +44,9 @@ impl StateFile {
     /// When `dir` can't be made.
     pub fn in_dir(dir: &Path) -> Result<StateFile> {
         fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
-        Ok(StateFile { path: dir.join("agent.json") })
+        Ok(StateFile {
+            path: dir.join("agent.json"),
+        })
     }
 
     /// The stored state; an empty one when there is none.
@@ -54,8 +56,12 @@ impl StateFile {
     pub fn load(&self) -> Result<State> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(State::default()),
-            Err(error) => return Err(error).with_context(|| format!("can't read {}", self.path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(State::default());
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't read {}", self.path.display()));
+            }
         };
         serde_json::from_slice(&text).with_context(|| {
             format!(
@@ -93,7 +99,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = StateFile::in_dir(dir.path()).unwrap();
         assert_eq!(file.load().unwrap(), State::default());
-        let state = State { uplink: Some("eth0".into()), ..State::default() };
+        let state = State {
+            uplink: Some("eth0".into()),
+            ..State::default()
+        };
         file.save(&state).unwrap();
         assert_eq!(file.load().unwrap(), state);
         let text = fs::read(&file.path).unwrap();

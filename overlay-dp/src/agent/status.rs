@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use overlay_cluster::MemberState;
+use overlay_core::model::MacAddr;
 use overlay_core::tables::Origin;
 
 use super::Agent;
 use crate::api::{FdbRow, Status, UplinkStatus, VtepStatus};
 
 impl Agent {
-    pub(super) async fn status(&self) -> Result<Status> {
+    pub(super) fn status(&self) -> Result<Status> {
         let me = self.cluster.me();
-        let members = self.cluster.members().await;
+        let members = self.cluster.members();
         let tables = self.tables.read();
         let vteps = tables
             .vteps()
@@ -29,16 +30,19 @@ impl Agent {
                     host: member.map(|m| m.host.id),
                     host_name: member.map_or("-".to_owned(), |m| m.host.name.clone()),
                     state: state.to_owned(),
-                    next_hop: vtep.next_hop.map(|h| h.dst_mac),
+                    next_hop: vtep.next_hop.map(|h| MacAddr(h.dst_mac)),
                     ifindex: vtep.next_hop.map(|h| h.ifindex),
                     mtu: vtep.next_hop.map(|h| h.mtu),
                 }
             })
             .collect();
-        let drops = self.bpf.drops()?.into_iter().map(|(reason, n)| {
-            (reason.name().to_owned(), n + self.slow.drops(reason))
-        });
-        let networks: std::collections::BTreeSet<_> = self.state.ports.iter().map(|p| p.endpoint.vni).collect();
+        let drops = self
+            .bpf
+            .drops()?
+            .into_iter()
+            .map(|(reason, n)| (reason.name().to_owned(), n + self.slow.drops(reason)));
+        let networks: std::collections::BTreeSet<_> =
+            self.state.ports.iter().map(|p| p.endpoint.vni).collect();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.options.instance.name().to_owned(),
@@ -52,15 +56,23 @@ impl Agent {
                 driver: self.uplink.driver.clone(),
                 address: self.uplink.addr,
                 mtu: self.uplink.mtu,
-                inner_mtu: tables.local().mtu,
+                inner_mtu: self.inner_mtu,
                 data_port: self.options.data_port,
             },
-            datapath: serde_json::to_value(self.options.datapath)?.as_str().unwrap_or_default().to_owned(),
+            datapath: serde_json::to_value(self.options.datapath)?
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
             hooks: self.hooks.clone(),
             vteps,
             networks_attached: networks.len(),
             ports: self.state.ports.len(),
-            stats: self.bpf.stats()?.into_iter().map(|(s, n)| (s.name().to_owned(), n)).collect(),
+            stats: self
+                .bpf
+                .stats()?
+                .into_iter()
+                .map(|(s, n)| (s.name().to_owned(), n))
+                .collect(),
             drops: drops.collect::<BTreeMap<_, _>>(),
         })
     }
@@ -70,17 +82,24 @@ impl Agent {
         let tables = self.tables.read();
         let mut rows: Vec<FdbRow> = tables
             .fdb()
+            .filter(|row| row.effective)
             .map(|row| {
                 let (vtep, port, origin) = match row.origin {
                     Origin::Port(ifindex) => {
-                        let port = self.state.ports.iter().find(|p| p.local.port_ifindex == ifindex);
+                        let port = self
+                            .state
+                            .ports
+                            .iter()
+                            .find(|p| p.local.port_ifindex == ifindex);
                         (None, port.map(|p| p.local.port.clone()), "port")
                     }
                     Origin::Host(vtep) => (Some(vtep), None, "host"),
                     Origin::Static(vtep) => (Some(vtep), None, "static"),
                 };
                 FdbRow {
-                    network: tables.network(row.vni).map_or_else(|| row.vni.to_string(), |n| n.name.clone()),
+                    network: tables
+                        .network(row.vni)
+                        .map_or_else(|| row.vni.to_string(), |n| n.name.clone()),
                     vni: row.vni,
                     mac: row.mac,
                     ips: row.ips,

@@ -41,16 +41,23 @@ pub async fn call<B: Serialize, A: DeserializeOwned>(
             )
         }
     })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let json = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
+    let json = body
+        .map(serde_json::to_vec)
+        .transpose()?
+        .unwrap_or_default();
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "overlay-dp")
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(json)))?;
-    let response = sender.send_request(request).await.context("the agent went away before it answered")?;
+    let response = sender
+        .send_request(request)
+        .await
+        .context("the agent went away before it answered")?;
     let status = response.status();
     let bytes = Limited::new(response.into_body(), ANSWER_LIMIT)
         .collect()
@@ -60,8 +67,12 @@ pub async fn call<B: Serialize, A: DeserializeOwned>(
     if !status.is_success() {
         match serde_json::from_slice::<ErrorBody>(&bytes) {
             Ok(body) => bail!("{}", body.error),
-            Err(_) => bail!("the agent answered {status}: {}", String::from_utf8_lossy(&bytes)),
+            Err(_) => bail!(
+                "the agent answered {status}: {}",
+                String::from_utf8_lossy(&bytes)
+            ),
         }
     }
-    serde_json::from_slice(&bytes).context("the agent's answer is not what this overlay-dp expects: are both of one version?")
+    serde_json::from_slice(&bytes)
+        .context("the agent's answer is not what this overlay-dp expects: are both of one version?")
 }

@@ -12,15 +12,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use overlay_cluster::{Cluster, LeaseSpec, NetworkSpec};
-use overlay_core::model::{Endpoint, Host, HostId, MacAddr, Network, Vni, check_name};
+use overlay_core::model::{Endpoint, Host, HostId, Network, Vni, check_name};
 use overlay_core::tables::StaticEntry;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{
-    ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove, FdbRow, LocalContainer,
-    NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
+    ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
+    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
 };
 use crate::agent::{PortAdd, Reply, Request, join_command};
 use crate::instance::Instance;
@@ -43,18 +43,26 @@ impl Api {
 ///
 /// # Errors
 /// When the socket can't be made.
-pub async fn start(instance: &Instance, cluster: Cluster, agent: mpsc::Sender<Request>) -> Result<Api> {
+pub async fn start(
+    instance: &Instance,
+    cluster: Cluster,
+    agent: mpsc::Sender<Request>,
+) -> Result<Api> {
     let path = instance.socket();
     // The lock says that no other agent serves there: it is a dead one's.
     let _ = fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).with_context(|| format!("can't serve on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("can't serve on {}", path.display()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/token", get(token))
         .route("/v1/networks", get(networks).post(network_create))
         .route("/v1/networks/{name}", get(network).delete(network_remove))
-        .route("/v1/containers", get(containers).post(container_add).delete(container_remove))
+        .route(
+            "/v1/containers",
+            get(containers).post(container_add).delete(container_remove),
+        )
         .route("/v1/fdb", get(fdb).post(fdb_add).delete(fdb_remove))
         .route("/v1/detach", post(detach))
         .with_state(Ctx { cluster, agent });
@@ -81,7 +89,10 @@ impl Ctx {
     /// Asks the agent's loop.
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.agent.send(request(reply)).await.map_err(|_| anyhow!("the agent is stopping"))?;
+        self.agent
+            .send(request(reply))
+            .await
+            .map_err(|_| anyhow!("the agent is stopping"))?;
         answer.await.map_err(|_| anyhow!("the agent is stopping"))?
     }
 
@@ -92,24 +103,33 @@ impl Ctx {
         })
     }
 
-    async fn host_names(&self) -> HashMap<HostId, Host> {
-        self.cluster.members().await.into_iter().map(|m| (m.host.id, m.host)).collect()
+    fn host_names(&self) -> HashMap<HostId, Host> {
+        self.cluster
+            .members()
+            .into_iter()
+            .map(|m| (m.host.id, m.host))
+            .collect()
     }
 
     /// Every endpoint of a network, this host's with what only it knows.
     async fn containers_of(&self, network: &Network) -> Result<Vec<ContainerInfo>> {
-        let hosts = self.host_names().await;
+        let hosts = self.host_names();
         let ports = self.ask(Request::Ports).await?;
         let me = self.cluster.me().id;
         let mut list: Vec<ContainerInfo> = self
             .cluster
             .endpoints(network.vni)
-            .await
             .into_iter()
             .map(|(host, endpoint)| {
-                let is_it = |e: &Endpoint| host == me && e.vni == endpoint.vni && e.name == endpoint.name;
-                let local = ports.iter().find(|p| is_it(&p.endpoint)).map(|p| p.local.clone());
-                let name = hosts.get(&host).map_or_else(|| host.to_string(), |h| h.name.clone());
+                let is_it =
+                    |e: &Endpoint| host == me && e.vni == endpoint.vni && e.name == endpoint.name;
+                let local = ports
+                    .iter()
+                    .find(|p| is_it(&p.endpoint))
+                    .map(|p| p.local.clone());
+                let name = hosts
+                    .get(&host)
+                    .map_or_else(|| host.to_string(), |h| h.name.clone());
                 info(&endpoint, &network.name, host, name, local)
             })
             .collect();
@@ -117,8 +137,8 @@ impl Ctx {
         Ok(list)
     }
 
-    async fn network_info(&self, network: Network) -> NetworkInfo {
-        let endpoints = self.cluster.endpoints(network.vni).await;
+    fn network_info(&self, network: Network) -> NetworkInfo {
+        let endpoints = self.cluster.endpoints(network.vni);
         let me = self.cluster.me().id;
         NetworkInfo {
             attached: endpoints.iter().any(|(host, _)| *host == me),
@@ -142,7 +162,9 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let body = ErrorBody { error: format!("{:#}", self.0) };
+        let body = ErrorBody {
+            error: format!("{:#}", self.0),
+        };
         (StatusCode::BAD_REQUEST, Json(body)).into_response()
     }
 }
@@ -156,16 +178,23 @@ async fn status(State(ctx): State<Ctx>) -> Answer<Status> {
 async fn token(State(ctx): State<Ctx>) -> Answer<TokenInfo> {
     let me = ctx.cluster.me();
     let Some(token) = ctx.cluster.token() else {
-        return Err(anyhow!("this host is no manager: ask one for the token ('overlay-dp token show' there)").into());
+        return Err(anyhow!(
+            "this host is no manager: ask one for the token ('overlay-dp token show' there)"
+        )
+        .into());
     };
     let token = token.to_string();
-    Ok(Json(TokenInfo { join_command: join_command(&me, &token), address: me.vtep.to_string(), token }))
+    Ok(Json(TokenInfo {
+        join_command: join_command(&me, &token),
+        address: me.vtep.to_string(),
+        token,
+    }))
 }
 
 async fn networks(State(ctx): State<Ctx>) -> Answer<Vec<NetworkInfo>> {
     let mut list = Vec::new();
     for network in ctx.cluster.networks() {
-        list.push(ctx.network_info(network).await);
+        list.push(ctx.network_info(network));
     }
     list.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Json(list))
@@ -174,10 +203,16 @@ async fn networks(State(ctx): State<Ctx>) -> Answer<Vec<NetworkInfo>> {
 async fn network(State(ctx): State<Ctx>, Path(name): Path<String>) -> Answer<NetworkDetail> {
     let network = ctx.network(&name)?;
     let containers = ctx.containers_of(&network).await?;
-    Ok(Json(NetworkDetail { network: ctx.network_info(network).await, containers }))
+    Ok(Json(NetworkDetail {
+        network: ctx.network_info(network),
+        containers,
+    }))
 }
 
-async fn network_create(State(ctx): State<Ctx>, Json(ask): Json<NetworkCreate>) -> Answer<NetworkInfo> {
+async fn network_create(
+    State(ctx): State<Ctx>,
+    Json(ask): Json<NetworkCreate>,
+) -> Answer<NetworkInfo> {
     check_name(&ask.name)?;
     let host = overlay_host::Host::new()?;
     if let Some(subnet) = ask.subnet
@@ -188,15 +223,25 @@ async fn network_create(State(ctx): State<Ctx>, Json(ask): Json<NetworkCreate>) 
         )
         .into());
     }
-    let avoid = host.host_routes().await?.into_iter().map(|(route, _)| route).collect();
-    let spec = NetworkSpec { name: ask.name, subnet: ask.subnet, gateway: ask.gateway, vni: ask.vni };
+    let avoid = host
+        .host_routes()
+        .await?
+        .into_iter()
+        .map(|(route, _)| route)
+        .collect();
+    let spec = NetworkSpec {
+        name: ask.name,
+        subnet: ask.subnet,
+        gateway: ask.gateway,
+        vni: ask.vni,
+    };
     let network = ctx.cluster.network_create(spec, avoid).await?;
-    Ok(Json(ctx.network_info(network).await))
+    Ok(Json(ctx.network_info(network)))
 }
 
 async fn network_remove(State(ctx): State<Ctx>, Path(name): Path<String>) -> Answer<NetworkInfo> {
     let network = ctx.network(&name)?;
-    let info = ctx.network_info(network).await;
+    let info = ctx.network_info(network);
     ctx.cluster.network_remove(&name).await?;
     Ok(Json(info))
 }
@@ -209,48 +254,82 @@ async fn containers(State(ctx): State<Ctx>) -> Answer<Vec<ContainerInfo>> {
     Ok(Json(list))
 }
 
-async fn container_add(State(ctx): State<Ctx>, Json(ask): Json<ContainerAdd>) -> Answer<ContainerInfo> {
+async fn container_add(
+    State(ctx): State<Ctx>,
+    Json(ask): Json<ContainerAdd>,
+) -> Answer<ContainerInfo> {
     check_name(&ask.name)?;
-    if let Some(mac) = ask.mac.filter(|m| !m.is_unicast()) {
-        return Err(anyhow!("{mac} can't be a container's address: it is a group's, or zero").into());
-    }
     let network = ctx.network(&ask.network)?;
-    let lease = ctx.cluster.lease(LeaseSpec { vni: network.vni, endpoint: ask.name.clone(), ip: ask.ip }).await?;
-    let mac = match (ask.mac, lease.ip) {
-        (Some(mac), _) => mac,
-        (None, std::net::IpAddr::V4(ip)) => MacAddr::from_ipv4(ip),
-        (None, std::net::IpAddr::V6(_)) => return Err(anyhow!("IPv6 networks are not supported yet").into()),
+    let spec = LeaseSpec {
+        vni: network.vni,
+        endpoint: ask.name.clone(),
+        ip: ask.ip,
+        mac: ask.mac,
     };
+    let lease = ctx.cluster.lease(spec).await?;
     let add = PortAdd {
-        endpoint: Endpoint { name: ask.name.clone(), vni: network.vni, mac, ips: vec![lease.ip] },
+        endpoint: Endpoint {
+            name: ask.name.clone(),
+            vni: network.vni,
+            mac: lease.mac,
+            ips: vec![lease.ip],
+        },
         prefix: network.subnet.prefix(),
         netns: ask.netns,
         ifname: ask.ifname,
     };
-    let port = match ctx.ask(|reply| Request::PortAdd(Box::new(add), reply)).await {
+    let port = match ctx
+        .ask(|reply| Request::PortAdd(Box::new(add), reply))
+        .await
+    {
         Ok(port) => port,
         Err(error) => {
-            if let Err(again) = ctx.cluster.release(network.vni, &ask.name).await {
+            if let Err(again) = ctx.cluster.release(network.vni, lease.ip, &ask.name).await {
                 tracing::warn!(container = %ask.name, error = %again, "its address is not given back");
             }
             return Err(error.into());
         }
     };
     let me = ctx.cluster.me();
-    Ok(Json(info(&port.endpoint, &network.name, me.id, me.name, Some(port.local))))
+    Ok(Json(info(
+        &port.endpoint,
+        &network.name,
+        me.id,
+        me.name,
+        Some(port.local),
+    )))
 }
 
-async fn container_remove(State(ctx): State<Ctx>, Json(ask): Json<ContainerRemove>) -> Answer<Vec<ContainerInfo>> {
+async fn container_remove(
+    State(ctx): State<Ctx>,
+    Json(ask): Json<ContainerRemove>,
+) -> Answer<Vec<ContainerInfo>> {
     let vni = match &ask.network {
         Some(name) => Some(ctx.network(name)?.vni),
         None => None,
     };
-    let removed = ctx.ask(|reply| Request::PortsRemove(ask.name, vni, reply)).await?;
+    let removed = ctx
+        .ask(|reply| Request::PortsRemove(ask.name, vni, reply))
+        .await?;
     let me = ctx.cluster.me();
-    let names: HashMap<Vni, String> = ctx.cluster.networks().into_iter().map(|n| (n.vni, n.name)).collect();
+    let names: HashMap<Vni, String> = ctx
+        .cluster
+        .networks()
+        .into_iter()
+        .map(|n| (n.vni, n.name))
+        .collect();
     let list = removed.into_iter().map(|port| {
-        let network = names.get(&port.endpoint.vni).cloned().unwrap_or_else(|| port.endpoint.vni.to_string());
-        info(&port.endpoint, &network, me.id, me.name.clone(), Some(port.local))
+        let network = names
+            .get(&port.endpoint.vni)
+            .cloned()
+            .unwrap_or_else(|| port.endpoint.vni.to_string());
+        info(
+            &port.endpoint,
+            &network,
+            me.id,
+            me.name.clone(),
+            Some(port.local),
+        )
     });
     Ok(Json(list.collect()))
 }
@@ -262,18 +341,33 @@ async fn fdb(State(ctx): State<Ctx>) -> Answer<Vec<FdbRow>> {
 async fn fdb_add(State(ctx): State<Ctx>, Json(ask): Json<FdbAdd>) -> Answer<FdbRow> {
     let network = ctx.network(&ask.network)?;
     if !ask.mac.is_unicast() {
-        return Err(anyhow!("{} is no single interface's address: it is a group's, or zero", ask.mac).into());
+        return Err(anyhow!(
+            "{} is no single interface's address: it is a group's, or zero",
+            ask.mac
+        )
+        .into());
     }
     check_static_ips(&network, &ask)?;
-    let entry = StaticEntry { vni: network.vni, mac: ask.mac, vtep: ask.vtep, ips: ask.ips };
-    Ok(Json(ctx.ask(|reply| Request::StaticAdd(entry, reply)).await?))
+    let entry = StaticEntry {
+        vni: network.vni,
+        mac: ask.mac,
+        vtep: ask.vtep,
+        ips: ask.ips,
+    };
+    Ok(Json(
+        ctx.ask(|reply| Request::StaticAdd(entry, reply)).await?,
+    ))
 }
 
 fn check_static_ips(network: &Network, ask: &FdbAdd) -> Result<()> {
     for ip in &ask.ips {
         let link_local = matches!(ip, std::net::IpAddr::V6(ip) if ip.is_unicast_link_local());
         if !network.subnet.contains(*ip) && !link_local {
-            bail!("{ip} is not in {}, the subnet of '{}'", network.subnet, network.name);
+            bail!(
+                "{ip} is not in {}, the subnet of '{}'",
+                network.subnet,
+                network.name
+            );
         }
     }
     Ok(())
@@ -281,11 +375,16 @@ fn check_static_ips(network: &Network, ask: &FdbAdd) -> Result<()> {
 
 async fn fdb_remove(State(ctx): State<Ctx>, Json(ask): Json<FdbRemove>) -> Answer<FdbRow> {
     let vni = ctx.network(&ask.network)?.vni;
-    Ok(Json(ctx.ask(|reply| Request::StaticRemove(vni, ask.mac, reply)).await?))
+    Ok(Json(
+        ctx.ask(|reply| Request::StaticRemove(vni, ask.mac, reply))
+            .await?,
+    ))
 }
 
 async fn detach(State(ctx): State<Ctx>, Json(ask): Json<Detach>) -> Answer<Detached> {
-    Ok(Json(ctx.ask(|reply| Request::Detach(ask.force, reply)).await?))
+    Ok(Json(
+        ctx.ask(|reply| Request::Detach(ask.force, reply)).await?,
+    ))
 }
 
 fn info(

@@ -96,13 +96,24 @@ impl Bpf {
     /// # Errors
     /// When the kernel refuses: for XDP, mostly because the driver has no native XDP or another
     /// program is attached.
-    pub fn attach(&mut self, site: Site, kind: HookKind, interface: &str, ifindex: u32, why: &str) -> Result<Hook> {
+    pub fn attach(
+        &mut self,
+        site: Site,
+        kind: HookKind,
+        interface: &str,
+        ifindex: u32,
+        why: &str,
+    ) -> Result<Hook> {
         let program = site.program(kind);
         let attached = match kind {
             HookKind::Xdp => self.attach_xdp(program, site, interface, ifindex)?,
             HookKind::Tcx => self.attach_tc(program, site, interface, ifindex)?,
         };
-        let other = if kind == HookKind::Xdp { HookKind::Tcx } else { HookKind::Xdp };
+        let other = if kind == HookKind::Xdp {
+            HookKind::Tcx
+        } else {
+            HookKind::Xdp
+        };
         self.detach_kind(site, other, interface, ifindex)?;
         Ok(Hook {
             interface: interface.to_owned(),
@@ -123,11 +134,18 @@ impl Bpf {
         self.detach_kind(site, HookKind::Tcx, interface, ifindex)
     }
 
-    fn detach_kind(&mut self, site: Site, kind: HookKind, interface: &str, ifindex: u32) -> Result<()> {
+    fn detach_kind(
+        &mut self,
+        site: Site,
+        kind: HookKind,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<()> {
         let pin = self.pin_path(site, kind, ifindex);
         match std::fs::remove_file(&pin) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("can't remove the pin {}", pin.display()));
+                return Err(error)
+                    .with_context(|| format!("can't remove the pin {}", pin.display()));
             }
             _ => {}
         }
@@ -141,10 +159,19 @@ impl Bpf {
         self.links.join(format!("{}-{ifindex}-{kind}", site.name()))
     }
 
-    fn attach_xdp(&mut self, name: &str, site: Site, interface: &str, ifindex: u32) -> Result<&'static str> {
+    fn attach_xdp(
+        &mut self,
+        name: &str,
+        site: Site,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<&'static str> {
         let pin = self.pin_path(site, HookKind::Xdp, ifindex);
-        let program: &mut Xdp =
-            self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the BPF object has no program {name}"))?.try_into()?;
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
+            .try_into()?;
         load_once(program.fd().is_ok(), || program.load(), name)?;
         if let Some(old) = pinned(&pin)? {
             let replaced = old
@@ -170,20 +197,34 @@ impl Bpf {
             )
         })?;
         let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(&pin).with_context(|| format!("can't pin {}", pin.display()))?;
+        link.pin(&pin)
+            .with_context(|| format!("can't pin {}", pin.display()))?;
         Ok("xdp native")
     }
 
-    fn attach_tc(&mut self, name: &str, site: Site, interface: &str, ifindex: u32) -> Result<&'static str> {
+    fn attach_tc(
+        &mut self,
+        name: &str,
+        site: Site,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<&'static str> {
         let pin = self.pin_path(site, HookKind::Tcx, ifindex);
-        let program: &mut SchedClassifier =
-            self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the BPF object has no program {name}"))?.try_into()?;
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
+            .try_into()?;
         load_once(program.fd().is_ok(), || program.load(), name)?;
         let context = || format!("can't attach a tc program to {interface}");
         if !overlay_host::kernel::tcx_supported()? {
             // Already there is fine.
             let _ = tc::qdisc_add_clsact(interface);
-            let options = NlOptions { priority: TC_PRIORITY, handle: TC_HANDLE, ..NlOptions::default() };
+            let options = NlOptions {
+                priority: TC_PRIORITY,
+                handle: TC_HANDLE,
+                ..NlOptions::default()
+            };
             let attached = program.attach_with_options(
                 interface,
                 TcAttachType::Ingress,
@@ -224,10 +265,15 @@ impl Bpf {
             }
         }
         let id = program
-            .attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::default()))
+            .attach_with_options(
+                interface,
+                TcAttachType::Ingress,
+                TcAttachOptions::TcxOrder(LinkOrder::default()),
+            )
             .with_context(context)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(&pin).with_context(|| format!("can't pin {}", pin.display()))?;
+        link.pin(&pin)
+            .with_context(|| format!("can't pin {}", pin.display()))?;
         Ok("tcx ingress")
     }
 }
@@ -245,13 +291,19 @@ fn load_once<E: std::error::Error + Send + Sync + 'static>(
     load: impl FnOnce() -> Result<(), E>,
     name: &str,
 ) -> Result<()> {
-    if loaded { Ok(()) } else { load().with_context(|| format!("the kernel refused the program {name}")) }
+    if loaded {
+        Ok(())
+    } else {
+        load().with_context(|| format!("the kernel refused the program {name}"))
+    }
 }
 
 fn pinned(pin: &std::path::Path) -> Result<Option<FdLink>> {
     match PinnedLink::from_pin(pin) {
         Ok(link) => Ok(Some(link.into())),
-        Err(LinkError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(LinkError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(None)
+        }
         Err(error) => Err(error).with_context(|| format!("can't open the pin {}", pin.display())),
     }
 }

@@ -11,7 +11,8 @@ use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, XskMap};
 use aya::{Ebpf, EbpfLoader, Pod};
 use overlay_common::counters::{DropReason, Stat};
 use overlay_common::layout::{
-    Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry, names,
+    Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
+    names,
 };
 use overlay_common::wire::Ip16;
 use overlay_core::tables::{MapContents, MapUpdate};
@@ -54,7 +55,9 @@ impl Bpf {
     /// When the agent was built without the programs, or the kernel refuses them.
     pub fn load(pin_dir: &Path, log: bool) -> Result<Bpf> {
         if OBJECT.is_empty() {
-            bail!("this overlay-dp was built without its eBPF programs: run 'cargo xtask build-ebpf' and build it again");
+            bail!(
+                "this overlay-dp was built without its eBPF programs: run 'cargo xtask build-ebpf' and build it again"
+            );
         }
         let maps_dir = pin_dir.join(LAYOUT_VERSION).join("maps");
         let links = pin_dir.join(LAYOUT_VERSION).join("links");
@@ -68,7 +71,12 @@ impl Bpf {
             .load(OBJECT)
             .context("the kernel did not take the eBPF programs")?;
         let maps = Maps::take(&mut ebpf)?;
-        Ok(Bpf { ebpf, links, root: pin_dir.to_owned(), maps })
+        Ok(Bpf {
+            ebpf,
+            links,
+            root: pin_dir.to_owned(),
+            maps,
+        })
     }
 
     /// The object, for aya-log.
@@ -142,25 +150,39 @@ impl Bpf {
                 swept += 1;
             }
         }
-        swept += sweep_keys(&mut maps.vteps, |ip| wanted.vteps.contains_key(ip) || keep(ip))?;
-        swept += sweep_keys(&mut maps.ports, |ifindex| wanted.ports.contains_key(ifindex))?;
+        swept += sweep_keys(&mut maps.vteps, |ip| {
+            wanted.vteps.contains_key(ip) || keep(ip)
+        })?;
+        swept += sweep_keys(&mut maps.ports, |ifindex| {
+            wanted.ports.contains_key(ifindex)
+        })?;
         swept += sweep_keys(&mut maps.networks, |vni| wanted.networks.contains_key(vni))?;
         Ok(swept)
     }
 
     /// The drop counters, summed over the CPUs.
     pub fn drops(&self) -> Result<Vec<(DropReason, u64)>> {
-        DropReason::ALL.iter().map(|r| Ok((*r, total(&self.maps.drops, *r as u32)?))).collect()
+        DropReason::ALL
+            .iter()
+            .map(|r| Ok((*r, total(&self.maps.drops, *r as u32)?)))
+            .collect()
     }
 
     /// The event counters, summed over the CPUs.
     pub fn stats(&self) -> Result<Vec<(Stat, u64)>> {
-        Stat::ALL.iter().map(|s| Ok((*s, total(&self.maps.stats, *s as u32)?))).collect()
+        Stat::ALL
+            .iter()
+            .map(|s| Ok((*s, total(&self.maps.stats, *s as u32)?)))
+            .collect()
     }
 
     /// True when an earlier agent left a pinned data path below `pin_dir`.
     pub fn is_pinned(pin_dir: &Path) -> bool {
-        pin_dir.join(LAYOUT_VERSION).join("links").read_dir().is_ok_and(|mut d| d.next().is_some())
+        pin_dir
+            .join(LAYOUT_VERSION)
+            .join("links")
+            .read_dir()
+            .is_ok_and(|mut d| d.next().is_some())
     }
 
     /// Removes every pin below `pin_dir`: links detach and maps go when nobody holds them.
@@ -169,9 +191,8 @@ impl Bpf {
     /// When a pin can't be removed.
     pub fn unpin_all(pin_dir: &Path) -> Result<()> {
         match fs::remove_dir_all(pin_dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("can't remove the pins in {}", pin_dir.display()))
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)
+                .with_context(|| format!("can't remove the pins in {}", pin_dir.display())),
             _ => Ok(()),
         }
     }
@@ -185,7 +206,8 @@ impl Bpf {
 impl Maps {
     fn take(ebpf: &mut Ebpf) -> Result<Maps> {
         let mut map = |name: &str| {
-            ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
+            ebpf.take_map(name)
+                .with_context(|| format!("the BPF object has no map {name}"))
         };
         Ok(Maps {
             config: map(names::CONFIG)?.try_into()?,
@@ -204,7 +226,9 @@ impl Maps {
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(())
+        }
         other => other,
     }
 }

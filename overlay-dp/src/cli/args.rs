@@ -24,7 +24,13 @@ use crate::agent::{Datapath, OnExit};
 )]
 pub struct Cli {
     /// Which agent on this machine, when it plays several hosts (each in a network namespace)
-    #[arg(long, global = true, env = "OVERLAY_DP_INSTANCE", default_value = "default", value_name = "NAME")]
+    #[arg(
+        long,
+        global = true,
+        env = "OVERLAY_DP_INSTANCE",
+        default_value = "default",
+        value_name = "NAME"
+    )]
     pub instance: String,
 
     /// Print JSON
@@ -61,7 +67,8 @@ pub enum Command {
 
 /// `attach`
 #[derive(Debug, Args)]
-#[command(after_help = "The agent stays in the foreground and logs to standard error; RUST_LOG sets how much. \
+#[command(
+    after_help = "The agent stays in the foreground and logs to standard error; RUST_LOG sets how much. \
     Stopped with Ctrl-C or SIGTERM it detaches its containers and removes everything from the host, but stays a \
     member: the next 'attach' goes on. After a crash the data path runs on, and the next 'attach' takes it over.
 
@@ -69,7 +76,8 @@ Examples:
   overlay-dp attach --iface eth0                                    # the first host makes the cluster
   overlay-dp attach --iface eth0 --join 172.31.1.5 --token OVTKN-1-…
   overlay-dp attach --iface eth0                                    # again: go on as the member that it is
-  overlay-dp attach --iface eth0 --on-exit keep                     # under systemd: restarts don't stop traffic")]
+  overlay-dp attach --iface eth0 --on-exit keep                     # under systemd: restarts don't stop traffic"
+)]
 pub struct AttachArgs {
     /// The uplink: the interface that reaches the other hosts
     #[arg(long, value_name = "NAME")]
@@ -78,7 +86,13 @@ pub struct AttachArgs {
     #[arg(long, value_name = "ADDRESS", requires = "token")]
     pub join: Option<String>,
     /// The token that 'overlay-dp token show' prints there
-    #[arg(long, env = "OVERLAY_DP_TOKEN", hide_env_values = true, value_name = "TOKEN", requires = "join")]
+    #[arg(
+        long,
+        env = "OVERLAY_DP_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        requires = "join"
+    )]
     pub token: Option<Token>,
     /// Which hooks carry the data path
     #[arg(long, value_enum, default_value_t)]
@@ -111,12 +125,14 @@ pub struct AttachArgs {
 
 /// `detach`
 #[derive(Debug, Args)]
-#[command(after_help = "Works without a running agent, too: what a dead one left is removed. The other hosts then \
+#[command(
+    after_help = "Works without a running agent, too: what a dead one left is removed. The other hosts then \
     learn by its silence that this host is gone.
 
 Examples:
   overlay-dp detach
-  overlay-dp detach --force      # the cluster's only manager: no networks can be made without it")]
+  overlay-dp detach --force      # the cluster's only manager: no networks can be made without it"
+)]
 pub struct DetachArgs {
     /// Also when this host is the only manager of a cluster with other hosts
     #[arg(long)]
@@ -174,7 +190,12 @@ pub enum ContainerCommand {
         #[arg(long)]
         network: String,
         /// Its network namespace: a name as in 'ip netns', or a path
-        #[arg(long, value_name = "NAME|PATH", required_unless_present = "pid", conflicts_with = "pid")]
+        #[arg(
+            long,
+            value_name = "NAME|PATH",
+            required_unless_present = "pid",
+            conflicts_with = "pid"
+        )]
         netns: Option<String>,
         /// A process in its network namespace
         #[arg(long)]
@@ -220,11 +241,13 @@ pub enum FdbCommand {
         network: Option<String>,
     },
     /// Add a MAC behind a VTEP that is no host of the cluster, such as a Linux vxlan device
-    #[command(after_help = "The entry is this host's own: add it on each host that is to reach the VTEP. Frames \
+    #[command(
+        after_help = "The entry is this host's own: add it on each host that is to reach the VTEP. Frames \
     from the VTEP are accepted, and broadcasts are sent to it.
 
 Example:
-  overlay-dp fdb add 02:42:0a:00:00:09 --network uber-net --vtep 172.31.2.5 --ip 10.0.0.9")]
+  overlay-dp fdb add 02:42:0a:00:00:09 --network uber-net --vtep 172.31.2.5 --ip 10.0.0.9"
+    )]
     Add {
         /// The Ethernet address
         mac: MacAddr,
@@ -259,7 +282,9 @@ pub enum TokenCommand {
 /// the agent runs elsewhere.
 pub fn parse_netns(text: &str) -> anyhow::Result<crate::api::Netns> {
     if text.contains('/') {
-        Ok(crate::api::Netns::Path(std::path::absolute(PathBuf::from(text))?))
+        Ok(crate::api::Netns::Path(std::path::absolute(
+            PathBuf::from(text),
+        )?))
     } else {
         Ok(crate::api::Netns::Name(text.to_owned()))
     }

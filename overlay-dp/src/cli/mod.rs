@@ -13,11 +13,14 @@ use serde::Serialize;
 use crate::agent::{self, Options};
 use crate::api::client::{agent_runs, call};
 use crate::api::{
-    ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, FdbAdd, FdbRemove, FdbRow, Netns, NetworkCreate,
-    NetworkDetail, NetworkInfo, Status, TokenInfo,
+    ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, FdbAdd, FdbRemove, FdbRow,
+    Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
 };
 use crate::instance::Instance;
-use args::{AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand, TokenCommand};
+use args::{
+    AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand,
+    TokenCommand,
+};
 
 /// Parses the command line and does what it says. Errors are one line on standard error.
 pub fn main() -> ExitCode {
@@ -33,7 +36,10 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<()> {
     let instance = Instance::new(&cli.instance).context("--instance")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match cli.command {
             Command::Attach(args) => attach(instance, *args).await,
@@ -45,7 +51,11 @@ fn run(cli: Cli) -> Result<()> {
 async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| "info,foca=warn,quinn=warn,aya=warn,netlink_proto=warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
     let host_name = match args.host_name {
         Some(name) => name,
         None => agent::default_host_name(),
@@ -80,7 +90,12 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
         }
         Command::Token(TokenCommand::Show) => {
             let token: TokenInfo = call(instance, get, "/v1/token", none).await?;
-            print(json, &token, || format!("{}\n\nTo join a host:\n  {}", token.token, token.join_command))
+            print(json, &token, || {
+                format!(
+                    "{}\n\nTo join a host:\n  {}",
+                    token.token, token.join_command
+                )
+            })
         }
         Command::Network(command) => network(instance, json, command).await,
         Command::Container(command) => container(instance, json, command).await,
@@ -90,7 +105,13 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
 
 async fn detach(instance: &Instance, json: bool, args: &DetachArgs) -> Result<()> {
     let detached: Detached = if agent_runs(instance).await {
-        call(instance, Method::POST, "/v1/detach", Some(&Detach { force: args.force })).await?
+        call(
+            instance,
+            Method::POST,
+            "/v1/detach",
+            Some(&Detach { force: args.force }),
+        )
+        .await?
     } else {
         agent::clean_up_after_dead_agent(instance).await?
     };
@@ -103,21 +124,44 @@ async fn detach(instance: &Instance, json: bool, args: &DetachArgs) -> Result<()
 async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Result<()> {
     let none = None::<&()>;
     match command {
-        NetworkCommand::Create { name, subnet, gateway, vni } => {
-            let request = NetworkCreate { name, subnet, gateway, vni };
-            let made: NetworkInfo = call(instance, Method::POST, "/v1/networks", Some(&request)).await?;
+        NetworkCommand::Create {
+            name,
+            subnet,
+            gateway,
+            vni,
+        } => {
+            let request = NetworkCreate {
+                name,
+                subnet,
+                gateway,
+                vni,
+            };
+            let made: NetworkInfo =
+                call(instance, Method::POST, "/v1/networks", Some(&request)).await?;
             print(json, &made, || {
-                format!("{}: {}, gateway {}, VNI {}", made.name, made.subnet, made.gateway, made.vni)
+                format!(
+                    "{}: {}, gateway {}, VNI {}",
+                    made.name, made.subnet, made.gateway, made.vni
+                )
             })
         }
         NetworkCommand::Ls => {
-            let networks: Vec<NetworkInfo> = call(instance, Method::GET, "/v1/networks", none).await?;
+            let networks: Vec<NetworkInfo> =
+                call(instance, Method::GET, "/v1/networks", none).await?;
             print(json, &networks, || render::networks(&networks))
         }
         NetworkCommand::Inspect { names } => {
             let mut found: Vec<NetworkDetail> = Vec::new();
             for name in &names {
-                found.push(call(instance, Method::GET, &format!("/v1/networks/{}", path_part(name)), none).await?);
+                found.push(
+                    call(
+                        instance,
+                        Method::GET,
+                        &format!("/v1/networks/{}", path_part(name)),
+                        none,
+                    )
+                    .await?,
+                );
             }
             print(json, &found, || render::network_details(&found))
         }
@@ -127,38 +171,68 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
                 let path = format!("/v1/networks/{}", path_part(name));
                 gone.push(call(instance, Method::DELETE, &path, none).await?);
             }
-            print(json, &gone, || gone.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join("\n"))
+            print(json, &gone, || {
+                gone.iter()
+                    .map(|n| n.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            })
         }
     }
 }
 
 async fn container(instance: &Instance, json: bool, command: ContainerCommand) -> Result<()> {
     match command {
-        ContainerCommand::Add { name, network, netns, pid, ip, mac_address, ifname } => {
+        ContainerCommand::Add {
+            name,
+            network,
+            netns,
+            pid,
+            ip,
+            mac_address,
+            ifname,
+        } => {
             let netns = match (netns, pid) {
                 (Some(text), _) => args::parse_netns(&text)?,
                 (None, Some(pid)) => Netns::Pid(pid),
                 (None, None) => unreachable!("the command line asks for one of them"),
             };
-            let request = ContainerAdd { name, network, netns, ip, mac: mac_address, ifname };
-            let added: ContainerInfo = call(instance, Method::POST, "/v1/containers", Some(&request)).await?;
+            let request = ContainerAdd {
+                name,
+                network,
+                netns,
+                ip,
+                mac: mac_address,
+                ifname,
+            };
+            let added: ContainerInfo =
+                call(instance, Method::POST, "/v1/containers", Some(&request)).await?;
             print(json, &added, || render::container_added(&added))
         }
         ContainerCommand::Rm { names, network } => {
             let mut gone: Vec<ContainerInfo> = Vec::new();
             for name in names {
-                let request = ContainerRemove { name, network: network.clone() };
+                let request = ContainerRemove {
+                    name,
+                    network: network.clone(),
+                };
                 let removed: Vec<ContainerInfo> =
                     call(instance, Method::DELETE, "/v1/containers", Some(&request)).await?;
                 gone.extend(removed);
             }
             print(json, &gone, || {
-                gone.iter().map(|c| format!("{} ({})", c.name, c.network)).collect::<Vec<_>>().join("\n")
+                gone.iter()
+                    .map(|c| format!("{} ({})", c.name, c.network))
+                    .collect::<Vec<_>>()
+                    .join("\n")
             })
         }
         ContainerCommand::Ls { network, local } => {
-            let mut all: Vec<ContainerInfo> = call(instance, Method::GET, "/v1/containers", None::<&()>).await?;
-            all.retain(|c| network.as_ref().is_none_or(|n| *n == c.network) && (!local || c.local.is_some()));
+            let mut all: Vec<ContainerInfo> =
+                call(instance, Method::GET, "/v1/containers", None::<&()>).await?;
+            all.retain(|c| {
+                network.as_ref().is_none_or(|n| *n == c.network) && (!local || c.local.is_some())
+            });
             print(json, &all, || render::containers(&all))
         }
     }
@@ -171,10 +245,22 @@ async fn fdb(instance: &Instance, json: bool, command: FdbCommand) -> Result<()>
             rows.retain(|r| network.as_ref().is_none_or(|n| *n == r.network));
             print(json, &rows, || render::fdb(&rows))
         }
-        FdbCommand::Add { mac, network, vtep, ips } => {
-            let request = FdbAdd { network, mac, vtep, ips };
+        FdbCommand::Add {
+            mac,
+            network,
+            vtep,
+            ips,
+        } => {
+            let request = FdbAdd {
+                network,
+                mac,
+                vtep,
+                ips,
+            };
             let row: FdbRow = call(instance, Method::POST, "/v1/fdb", Some(&request)).await?;
-            print(json, &row, || format!("{} on {} behind {vtep}", row.mac, row.network))
+            print(json, &row, || {
+                format!("{} on {} behind {vtep}", row.mac, row.network)
+            })
         }
         FdbCommand::Del { mac, network } => {
             let request = FdbRemove { network, mac };
@@ -187,7 +273,11 @@ async fn fdb(instance: &Instance, json: bool, command: FdbCommand) -> Result<()>
 /// Prints `value` as JSON, or as `text` makes it.
 fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String) -> Result<()> {
     use std::io::Write as _;
-    let out = if json { serde_json::to_string_pretty(value)? } else { text() };
+    let out = if json {
+        serde_json::to_string_pretty(value)?
+    } else {
+        text()
+    };
     match writeln!(std::io::stdout(), "{}", out.trim_end()) {
         // Whoever reads has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -15,7 +15,11 @@ fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; 
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn list<T: ToString>(items: &[T]) -> String {
@@ -49,7 +53,11 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
             n.vni,
             n.subnet,
             n.gateway,
-            if n.attached { "yes" } else { "no: no container of this host is on it" },
+            if n.attached {
+                "yes"
+            } else {
+                "no: no container of this host is on it"
+            },
             containers(&d.containers),
         )
     };
@@ -61,7 +69,9 @@ pub fn containers(containers: &[ContainerInfo]) -> String {
     table(
         ["NAME", "NETWORK", "IP", "MAC", "HOST", "INTERFACE", "NETNS"],
         containers.iter().map(|c| {
-            let local = |f: fn(&crate::api::LocalContainer) -> String| c.local.as_ref().map_or("-".into(), f);
+            let local = |f: fn(&crate::api::LocalContainer) -> String| {
+                c.local.as_ref().map_or("-".into(), f)
+            };
             [
                 c.name.clone(),
                 c.network.clone(),
@@ -79,7 +89,10 @@ pub fn containers(containers: &[ContainerInfo]) -> String {
 pub fn container_added(c: &ContainerInfo) -> String {
     let ip = c.ip.map_or("-".into(), |ip| ip.to_string());
     match &c.local {
-        Some(l) => format!("{}: {ip} on {}, {} in {}, MAC {}, MTU {}", c.name, c.network, l.ifname, l.netns, c.mac, l.mtu),
+        Some(l) => format!(
+            "{}: {ip} on {}, {} in {}, MAC {}, MTU {}",
+            c.name, c.network, l.ifname, l.netns, c.mac, l.mtu
+        ),
         None => format!("{}: {ip} on {}", c.name, c.network),
     }
 }
@@ -87,7 +100,14 @@ pub fn container_added(c: &ContainerInfo) -> String {
 /// `fdb show`
 pub fn fdb(rows: &[FdbRow]) -> String {
     table(
-        ["NETWORK", "MAC", "DESTINATION", "ORIGIN", "IPS", "INSTALLED"],
+        [
+            "NETWORK",
+            "MAC",
+            "DESTINATION",
+            "ORIGIN",
+            "IPS",
+            "INSTALLED",
+        ],
         rows.iter().map(|r| {
             let to = match (&r.port, r.vtep) {
                 (Some(port), _) => format!("dev {port}"),
@@ -131,7 +151,13 @@ pub fn status(s: &Status) -> String {
     let hooks = table(
         ["INTERFACE", "SITE", "ATTACHED", "PROGRAM", "WHY"],
         s.hooks.iter().map(|h| {
-            [h.interface.clone(), h.site.clone(), h.attached.clone(), h.program.clone(), h.why.clone()]
+            [
+                h.interface.clone(),
+                h.site.clone(),
+                h.attached.clone(),
+                h.program.clone(),
+                h.why.clone(),
+            ]
         }),
     );
     let vteps = table(
@@ -156,7 +182,14 @@ pub fn status(s: &Status) -> String {
 
 /// Those that are not zero.
 fn counters(all: &BTreeMap<String, u64>) -> String {
-    let lines: Vec<String> =
-        all.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("  {name:<22} {n}")).collect();
-    if lines.is_empty() { "  none".to_owned() } else { lines.join("\n") }
+    let lines: Vec<String> = all
+        .iter()
+        .filter(|(_, n)| **n > 0)
+        .map(|(name, n)| format!("  {name:<22} {n}"))
+        .collect();
+    if lines.is_empty() {
+        "  none".to_owned()
+    } else {
+        lines.join("\n")
+    }
 }
