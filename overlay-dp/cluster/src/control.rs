@@ -155,12 +155,12 @@ pub async fn ask(node: &Arc<Node>, request: Request) -> Result<Reply, Error> {
             return Err(Error::ManagerLeft(manager));
         };
         let addr = SocketAddr::new(host.vtep, host.control_port);
+        let unreachable = |problem| Error::ManagerUnreachable { addr, problem };
+        let socket = node.socket();
+        let socket = socket.ok_or_else(|| unreachable("this host has shut down".into()))?;
         let config = node.control_client.clone();
-        let called = call(&node.gossip, config, addr, &host_name(manager), &request).await;
-        called.map_err(|error| Error::ManagerUnreachable {
-            addr,
-            problem: error.to_string(),
-        })?
+        let called = call(&socket, config, addr, &host_name(manager), &request).await;
+        called.map_err(|error| unreachable(error.to_string()))?
     };
     if let Reply::Network { facts, .. } = &reply {
         node.take_facts(facts.clone());

@@ -102,7 +102,10 @@ pub async fn dial_all(node: Arc<Node>) {
 async fn call(node: Arc<Node>, host: Host) -> bool {
     let addr = (host.vtep, host.gossip_port).into();
     let client = node.gossip_client.clone();
-    let connecting = match node.gossip.connect_with(client, addr, &host_name(host.id)) {
+    let Some(socket) = node.socket() else {
+        return false;
+    };
+    let connecting = match socket.connect_with(client, addr, &host_name(host.id)) {
         Ok(connecting) => connecting,
         Err(error) => {
             tracing::debug!(host = host.name, %error, "can't call");

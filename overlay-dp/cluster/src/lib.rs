@@ -271,7 +271,14 @@ impl Cluster {
             (Some(kept), _) => kept,
             (None, Start::New) => new_cluster(&config)?,
             (None, Start::Join { addr, token }) => {
-                let joined = control::join(&gossip, &addr, &token, &config.info()).await?;
+                let joined = control::join(&gossip, &addr, &token, &config.info()).await;
+                let joined = match joined {
+                    Ok(joined) => joined,
+                    Err(error) => {
+                        transport::close(gossip).await;
+                        return Err(error);
+                    }
+                };
                 Stored::new(joined.id, joined.identity, joined.facts, None)
             }
             (None, Start::Resume) => return Err(Error::NoCluster(state::path(&dir))),
@@ -309,8 +316,13 @@ impl Cluster {
             store,
             gossip_client: transport::gossip_client(identity.client(transport::GOSSIP)?),
             control_client: transport::control_client(identity.client(transport::CONTROL)?),
-            gossip: gossip.clone(),
-            control: control.clone(),
+            sockets: Mutex::new(
+                [Some(&gossip), control.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
+            ),
             swim: Mutex::new(swim::Swim::new(swim::Id::new(me, incarnation), rng)),
             book: Mutex::new(book::Book::new(
                 me,
@@ -524,13 +536,7 @@ impl Cluster {
     /// Stops all tasks and closes the sockets. The state stays for [`Start::Resume`]; the others
     /// see this host go down in a few seconds, and keep its endpoints.
     pub async fn shutdown(self) {
-        self.node.stop.send_replace(true);
-        let endpoints = [Some(&self.node.gossip), self.node.control.as_ref()];
-        for endpoint in endpoints.into_iter().flatten() {
-            let code = transport::Goodbye::Shutdown as u32;
-            endpoint.close(quinn::VarInt::from_u32(code), b"shutting down");
-            let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
-        }
+        self.node.shut_down().await;
     }
 }
 

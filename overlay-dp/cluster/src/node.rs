@@ -16,7 +16,7 @@ use crate::book::Book;
 use crate::manager::{MAX_HOSTS, Manager};
 use crate::state::Store;
 use crate::swim::{Output, Swim};
-use crate::transport::Goodbye;
+use crate::transport::{self, Goodbye};
 use crate::wire::{Facts, HostInfo};
 use crate::{Counters, Event, Member, MemberState};
 
@@ -33,8 +33,8 @@ pub struct Node {
     /// Whether this host is the manager.
     pub manager: bool,
     pub store: Arc<Store>,
-    pub gossip: Endpoint,
-    pub control: Option<Endpoint>,
+    /// The gossip socket, and the control socket on the manager; none after a shutdown.
+    pub sockets: Mutex<Vec<Endpoint>>,
     pub gossip_client: ClientConfig,
     pub control_client: ClientConfig,
     pub swim: Mutex<Swim>,
@@ -78,6 +78,21 @@ impl Node {
                 () = task => {}
             }
         });
+    }
+
+    /// The gossip socket, from which all calls go out.
+    pub fn socket(&self) -> Option<Endpoint> {
+        self.sockets.lock().first().cloned()
+    }
+
+    /// Ends all tasks and closes the sockets.
+    pub async fn shut_down(&self) {
+        self.stop.send_replace(true);
+        let sockets = std::mem::take(&mut *self.sockets.lock());
+        self.links.lock().clear();
+        for socket in sockets {
+            transport::close(socket).await;
+        }
     }
 
     /// Reads or changes the book; the events that come of it go out in order.

@@ -5,7 +5,7 @@
 //! the host alone, so that foca keeps one entry for each host. Hosts that are not in the roster
 //! are cut out of every packet before foca sees it: gossip can't make members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,7 @@ pub struct Swim {
     foca: Foca<Id, PostcardCodec, StdRng, NoCustomBroadcast>,
     me: Id,
     runtime: AccumulatingRuntime<Id>,
+    outputs: VecDeque<Output>,
     /// The number keeps timers of the same instant in order.
     timers: BTreeMap<(Instant, u64), Timer<Id>>,
     timer_number: u64,
@@ -84,6 +85,7 @@ impl Swim {
             foca: Foca::new(me, config(), rng, PostcardCodec),
             me,
             runtime: AccumulatingRuntime::new(),
+            outputs: VecDeque::new(),
             timers: BTreeMap::new(),
             timer_number: 0,
         }
@@ -155,18 +157,7 @@ impl Swim {
     }
 
     pub fn poll(&mut self) -> Option<Output> {
-        if let Some((to, packet)) = self.runtime.to_send() {
-            return Some(Output::Send(to.host(), packet));
-        }
-        while let Some(notification) = self.runtime.to_notify() {
-            match notification {
-                OwnedNotification::MemberUp(id) => return Some(Output::Up(id.host())),
-                OwnedNotification::MemberDown(id) => return Some(Output::Down(id.host())),
-                OwnedNotification::Rejoin(id) => self.me = id,
-                _ => {}
-            }
-        }
-        None
+        self.outputs.pop_front()
     }
 
     /// What is known of each other host that was ever heard of.
@@ -180,9 +171,38 @@ impl Swim {
         if let Err(error) = result {
             tracing::debug!(%error, "membership");
         }
+        while let Some(notification) = self.runtime.to_notify() {
+            match notification {
+                OwnedNotification::MemberUp(id) => self.outputs.push_back(Output::Up(id.host())),
+                OwnedNotification::MemberDown(id) => {
+                    self.outputs.push_back(Output::Down(id.host()));
+                }
+                OwnedNotification::Rejoin(id) => self.rejoined(id),
+                _ => {}
+            }
+        }
+        while let Some((to, packet)) = self.runtime.to_send() {
+            self.outputs.push_back(Output::Send(to.host(), packet));
+        }
         while let Some((after, timer)) = self.runtime.to_schedule() {
             self.timer_number += 1;
             self.timers.insert((now + after, self.timer_number), timer);
+        }
+    }
+
+    /// foca tells the new life only to those that it thinks alive. After a partition each side
+    /// thinks the other dead, and both would wait for the next periodic announcement.
+    fn rejoined(&mut self, me: Id) {
+        self.me = me;
+        let down = self
+            .foca
+            .iter_membership_state()
+            .filter(|m| m.state() == State::Down);
+        let down: Vec<Id> = down.map(|member| *member.id()).collect();
+        for id in down {
+            if let Err(error) = self.foca.announce(id, &mut self.runtime) {
+                tracing::debug!(%error, "membership");
+            }
         }
     }
 }

@@ -48,12 +48,15 @@ pub enum Goodbye {
 
 impl Goodbye {
     pub fn say(self, connection: &Connection) {
-        let reason: &[u8] = match self {
+        connection.close(VarInt::from_u32(self as u32), self.reason());
+    }
+
+    fn reason(self) -> &'static [u8] {
+        match self {
             Goodbye::Shutdown => b"shutting down",
             Goodbye::NotAMember => b"not a member of this cluster",
             Goodbye::Done => b"done",
-        };
-        connection.close(VarInt::from_u32(self as u32), reason);
+        }
     }
 }
 
@@ -64,6 +67,13 @@ pub fn bind(addr: SocketAddr, flag: &'static str) -> Result<Endpoint, Error> {
         Endpoint::new(EndpointConfig::default(), None, socket, runtime)
     });
     bound.map_err(|source| Error::Bind { addr, flag, source })
+}
+
+/// Says goodbye on all connections of a socket, and gives it up.
+pub async fn close(endpoint: Endpoint) {
+    let code = VarInt::from_u32(Goodbye::Shutdown as u32);
+    endpoint.close(code, Goodbye::Shutdown.reason());
+    let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
 }
 
 pub fn control_server(crypto: QuicServerConfig) -> ServerConfig {
