@@ -5,6 +5,9 @@
 //! same code runs in XDP, in tcx and, natively, in tests and in the agent.
 #![no_std]
 
+#[cfg(any(test, feature = "testing"))]
+extern crate std;
+
 pub mod checksum;
 pub mod counters;
 pub mod layout;

@@ -3,7 +3,7 @@
 use super::{Frame, Tables, Verdict};
 use crate::counters::DropReason;
 use crate::punt::{self, Kind};
-use crate::wire::{ETH_LEN, IPV4_LEN, map_v4};
+use crate::wire::{ETH_LEN, ETH_P_IP, IPV4_LEN, OUTER_V4_LEN, map_v4};
 
 /// Decides about a frame that came in on the near end of the punt link.
 #[inline(always)]
@@ -18,9 +18,15 @@ pub fn from_agent<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Verdict<
 fn decide<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Result<Verdict<'t>, DropReason> {
     let eth: [u8; ETH_LEN] = frame.load(0).ok_or(DropReason::NotPunted)?;
     let marker = punt::decode(&eth).ok_or(DropReason::NotPunted)?;
+    if punt::ethertype(&eth) != ETH_P_IP {
+        return Err(DropReason::NotPunted);
+    }
     match marker.kind {
         Kind::ToPort => {
             tables.port(marker.ifindex).ok_or(DropReason::UnknownPort)?;
+            frame
+                .load::<ETH_LEN>(OUTER_V4_LEN)
+                .ok_or(DropReason::Truncated)?;
             Ok(Verdict::Decap {
                 ifindex: marker.ifindex,
                 ecn: None,

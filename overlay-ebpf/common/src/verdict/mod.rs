@@ -7,6 +7,10 @@
 mod agent;
 pub mod neighbour;
 mod port;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 mod uplink;
 
 pub use agent::from_agent;

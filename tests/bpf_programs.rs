@@ -1,0 +1,143 @@
+//! The BPF programs, packet in and packet out (BPF_PROG_TEST_RUN), XDP and tcx alike.
+//!
+//! Nothing is attached and no interface is touched. Where a frame is redirected to shows in the
+//! netns tests; here a redirect is known by its return code and the bytes that leave.
+
+mod support_bpf;
+
+use overlay_common::counters::{DropReason, Stat};
+use overlay_common::punt::Kind;
+
+use support_bpf::checks::*;
+use support_bpf::frames::*;
+use support_bpf::object::Action;
+use support_bpf::object::{Beside, Hook, PORT, UPLINK};
+use support_bpf::world::*;
+
+#[test]
+fn the_verifier_takes_all_programs() {
+    let object = object!();
+    let sizes = object.sizes();
+    assert_eq!(sizes.len(), 6);
+    for (name, instructions, verified) in sizes {
+        println!("{name}: {instructions} instructions, {verified} looked at by the verifier");
+        // The verifier's limit is a million; growth to a tenth of it should be noticed.
+        assert!(verified < 100_000, "{name}");
+    }
+}
+
+#[test]
+fn frames_cut_at_any_byte_are_dropped_or_short_payload() {
+    let mut object = object!();
+    let arp = eth(BROADCAST, mac(A), ARP, &arp_request(mac(A), A, R));
+    let ip6 = eth(
+        mac(R),
+        mac(A),
+        IP6,
+        &ipv6(ip6(A), ip6(R), 0, UDP, 64, &[0; 8]),
+    );
+    for (hooks, frame, headers, reason) in [
+        (PORT, udp_to(R), 34, DropReason::Truncated),
+        (PORT, arp, 42, DropReason::Truncated),
+        (PORT, ip6, 54, DropReason::Truncated),
+        (
+            UPLINK,
+            from_r(&inner_to_a()),
+            usize::MAX,
+            DropReason::OuterLength,
+        ),
+    ] {
+        for hook in hooks {
+            for len in 14..frame.len() {
+                // The kernel itself refuses to test some frames that are hardly more than
+                // an Ethernet header as an skb.
+                let Ok(outcome) = object.run_with(hook, &frame[..len], Beside::default()) else {
+                    assert!(!hook.is_xdp() && len < 54, "{hook:?} {len}");
+                    continue;
+                };
+                let uplink = hooks == UPLINK;
+                if uplink && len < 42 {
+                    // Not known to be VXLAN.
+                    assert_eq!(outcome.action, Action::Pass, "{hook:?} {len}");
+                } else if len < headers {
+                    assert_eq!(outcome.drops, [reason], "{hook:?} {len}");
+                } else {
+                    assert_eq!(outcome.drops, [], "{hook:?} {len}");
+                }
+            }
+        }
+    }
+    // Lengths that agree with each other do not help when the inner frame itself is cut.
+    let inner = inner_to_a();
+    for (len, tos, reason) in [
+        (14, 1, DropReason::Truncated),
+        (25, 1, DropReason::Truncated),
+    ] {
+        let frame = vxlan(VTEP_R, VTEP, tos, VNI, &inner[..len]);
+        drops(&mut object, &UPLINK, reason, &frame);
+    }
+    for len in 0..14 {
+        drops(
+            &mut object,
+            &UPLINK,
+            DropReason::OuterLength,
+            &from_r(&inner[..len]),
+        );
+    }
+}
+
+#[test]
+fn the_agents_frames_go_where_they_say() {
+    let mut object = object!();
+    let agent = [Hook::AgentTc];
+    for inner in [
+        inner_to_a(),
+        eth(BROADCAST, mac(R), ARP, &arp_request(mac(R), R, A)),
+    ] {
+        let frame = from_agent(Kind::ToPort, PORT_B, VTEP, &inner);
+        sends(&mut object, &agent, Stat::AgentToPort, &frame, &inner);
+        let frame = from_agent(Kind::ToVtep, 0, VTEP_R, &inner);
+        let expected = eth(NEXT_HOP, OWN_UPLINK, IP, &frame[14..]);
+        sends(&mut object, &agent, Stat::AgentToVtep, &frame, &expected);
+    }
+    let inner = inner_to_a();
+    for (frame, reason) in [
+        (
+            from_agent(Kind::ToPort, 999, VTEP, &inner),
+            DropReason::UnknownPort,
+        ),
+        (
+            from_agent(Kind::ToVtep, 0, VTEP_LOST, &inner),
+            DropReason::UnknownVtep,
+        ),
+        (
+            from_agent(Kind::ToVtep, 0, VTEP_UNRESOLVED, &inner),
+            DropReason::Unresolved,
+        ),
+        (
+            from_agent(Kind::FromPort, PORT_A, VTEP, &inner),
+            DropReason::NotPunted,
+        ),
+        (from_r(&inner), DropReason::NotPunted),
+    ] {
+        drops(&mut object, &agent, reason, &frame);
+    }
+}
+
+#[test]
+fn only_marked_frames_reach_the_agent() {
+    let mut object = object!();
+    let punt = [Hook::PuntXdp];
+    // No socket is in the map here: a frame meant for the agent is counted as such.
+    for kind in [Kind::FromPort, Kind::FromUplink] {
+        let frame = from_agent(kind, PORT_A, VTEP, &inner_to_a());
+        drops(&mut object, &punt, DropReason::NoAgent, &frame);
+    }
+    for frame in [
+        from_agent(Kind::ToPort, PORT_A, VTEP, &inner_to_a()),
+        from_r(&inner_to_a()),
+        eth(BROADCAST, mac(A), IP6, &[0; 20]),
+    ] {
+        drops(&mut object, &punt, DropReason::NotPunted, &frame);
+    }
+}

@@ -1,0 +1,156 @@
+//! The differential test: thousands of damaged frames, each through a program and through the
+//! native verdict function.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use overlay_common::punt::Kind;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::checks::*;
+use super::frames::*;
+use super::model;
+use super::object::{Beside, Hook};
+use super::world::*;
+use crate::object;
+
+/// Good frames of all kinds, to be made worse.
+fn templates(hook: Hook) -> Vec<Vec<u8>> {
+    let everybody = [A, R, B, UNRESOLVED, LOST, NARROW, NOBODY];
+    match hook {
+        Hook::PortXdp | Hook::PortTc => everybody
+            .into_iter()
+            .flat_map(|dst| frames(A, dst))
+            .chain(frames(B, R))
+            .collect(),
+        Hook::UplinkXdp | Hook::UplinkTc => {
+            let good = [
+                (R, A),
+                (R, B),
+                (R, NOBODY),
+                (R, NARROW),
+                (NARROW, A),
+                (NOBODY, A),
+            ];
+            let mut wrapped = Vec::new();
+            for inner in good.into_iter().flat_map(|(src, dst)| frames(src, dst)) {
+                for tos in 0..4 {
+                    wrapped.push(vxlan(VTEP_R, VTEP, tos, VNI, &inner));
+                }
+                wrapped.push(vxlan(VTEP_NARROW, VTEP, 0, VNI, &inner));
+            }
+            wrapped
+        }
+        Hook::AgentTc | Hook::PuntXdp => frames(R, B)
+            .iter()
+            .flat_map(|inner| {
+                [
+                    from_agent(Kind::ToPort, PORT_B, VTEP, inner),
+                    from_agent(Kind::ToVtep, 0, VTEP_R, inner),
+                ]
+            })
+            .collect(),
+    }
+}
+
+/// What one endpoint may send to another.
+fn frames(src: Ip4, dst: Ip4) -> Vec<Vec<u8>> {
+    let datagram = ipv4(src, dst, 0x2a, UDP, &udp(1000, 4789, &[0x5a; 64]));
+    let first = fragment(datagram.clone(), 0x2000);
+    let segment = ipv4(src, dst, 1, TCP, &tcp(1, 2, b"abc"));
+    let segment6 = ipv6(ip6(src), ip6(dst), 0x55, TCP, 64, &tcp(3, 4, &[1; 1200]));
+    let ns = nd(135, ip6(src), ip6(dst), ip6(dst), 1, mac(src));
+    let na = nd(136, ip6(src), ip6(dst), ip6(src), 2, mac(src));
+    let request = arp_request(mac(src), src, dst);
+    let mut frames = vec![
+        eth(BROADCAST, mac(src), ARP, &request),
+        eth(BROADCAST, mac(src), IP, &datagram),
+        eth(mac(dst), mac(src), ARP, &request),
+    ];
+    frames.extend([datagram, first, segment].map(|ip| eth(mac(dst), mac(src), IP, &ip)));
+    frames.extend([segment6, ns, na].map(|ip| eth(mac(dst), mac(src), IP6, &ip)));
+    frames
+}
+
+/// What is done to a good frame.
+#[derive(Clone, Debug)]
+struct Damage {
+    template: prop::sample::Index,
+    /// Offsets (headers are hit most) and what they are set to.
+    bytes: Vec<(usize, u8)>,
+    /// Where it is cut, from the end.
+    cut: Option<prop::sample::Index>,
+    fix_checksum: bool,
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    let offset = prop_oneof![4 => 0..64_usize, 2 => 64..120_usize, 1 => 0..1400_usize];
+    let value = prop_oneof![any::<u8>(), Just(0), Just(0xff), Just(1), 0..9_u8];
+    (
+        any::<prop::sample::Index>(),
+        prop::collection::vec((offset, value), 0..4),
+        prop::option::weighted(0.2, any::<prop::sample::Index>()),
+        any::<bool>(),
+    )
+        .prop_map(|(template, bytes, cut, fix_checksum)| Damage {
+            template,
+            bytes,
+            cut,
+            fix_checksum,
+        })
+}
+
+/// Every program says and does what the native verdict function, carried out by the model, does.
+#[test]
+fn programs_and_native_verdicts_agree() {
+    let tables = tables();
+    let mut object = object!();
+    for hook in [
+        Hook::PortXdp,
+        Hook::PortTc,
+        Hook::UplinkXdp,
+        Hook::UplinkTc,
+        Hook::AgentTc,
+    ] {
+        let templates = templates(hook);
+        let object = RefCell::new(&mut object);
+        let seen = RefCell::new(HashMap::<String, u32>::new());
+        let mut runner = TestRunner::new(Config {
+            cases: 4000,
+            failure_persistence: None,
+            ..Config::default()
+        });
+        runner
+            .run(&damage(), |damage| {
+                let mut frame = damage.template.get(&templates).clone();
+                for (at, value) in damage.bytes {
+                    if let Some(byte) = frame.get_mut(at) {
+                        *byte = value;
+                    }
+                }
+                if damage.fix_checksum && frame[14] == 0x45 {
+                    fix_ipv4_checksum(&mut frame[14..]);
+                }
+                if let Some(cut) = damage.cut {
+                    frame.truncate(14 + cut.index(frame.len() - 14));
+                }
+                let beside = Beside::default();
+                let result = object.borrow_mut().run_with(hook, &frame, beside);
+                let Ok(outcome) = result else {
+                    // The kernel tests no skb with hardly more than an Ethernet header.
+                    prop_assert!(!hook.is_xdp() && frame.len() < 54);
+                    return Ok(());
+                };
+                let expected = model::outcome(hook, &frame, beside, &tables);
+                let class = format!("{:?}{:?}", expected.drops, expected.stats.last());
+                *seen.borrow_mut().entry(class).or_default() += 1;
+                prop_assert_eq!(outcome, expected);
+                Ok(())
+            })
+            .unwrap_or_else(|error| panic!("{hook:?}: {error}"));
+        println!("{hook:?}: {:?}", seen.borrow());
+        let classes = seen.borrow().len();
+        assert!(classes >= 4, "{hook:?} was tried on {classes} kinds only");
+    }
+}

@@ -1,0 +1,10 @@
+//! What the tests of the BPF programs are made of, and those that have a side to themselves.
+
+pub mod checks;
+mod differential;
+pub mod frames;
+mod model;
+pub mod object;
+mod port;
+mod uplink;
+pub mod world;

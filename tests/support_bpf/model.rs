@@ -1,0 +1,160 @@
+//! What ought to come of a frame: the native verdict, carried out on a `Vec`. The verdict code is
+//! the programs' own; the rest is written again here, from the formats.
+
+use overlay_common::counters::{DropReason, Stat};
+use overlay_common::outer::OuterV4;
+use overlay_common::punt::{self, Kind, Reason};
+use overlay_common::verdict::testing::{Memory, Slice};
+use overlay_common::verdict::{Frame, Verdict, from_agent, from_port, from_uplink, neighbour};
+use overlay_common::wire::be16;
+
+use super::object::{Action, Beside, Hook, Outcome};
+use super::world::PORT_A;
+
+pub fn outcome(hook: Hook, frame: &[u8], beside: Beside, tables: &Memory) -> Outcome {
+    let slice = Slice {
+        bytes: frame,
+        gso_size: beside.gso_size,
+        ..Slice::default()
+    };
+    let (verdict, stats) = match hook {
+        Hook::PortXdp | Hook::PortTc => (from_port(&slice, tables, PORT_A), vec![Stat::PortFrames]),
+        Hook::UplinkXdp | Hook::UplinkTc => match from_uplink(&slice, tables) {
+            Verdict::Pass => (Verdict::Pass, vec![]),
+            verdict => (verdict, vec![Stat::UplinkFrames]),
+        },
+        Hook::AgentTc => (from_agent(&slice, tables), vec![]),
+        Hook::PuntXdp => panic!("no verdict there"),
+    };
+    let mut run = Run {
+        hook,
+        tables,
+        beside,
+        outcome: Outcome {
+            action: Action::Redirect,
+            bytes: frame.to_vec(),
+            drops: vec![],
+            stats,
+        },
+    };
+    if let Err(reason) = run.carry_out(verdict) {
+        run.outcome.action = Action::Drop;
+        run.outcome.drops.push(reason);
+    }
+    run.outcome
+}
+
+struct Run<'t> {
+    hook: Hook,
+    tables: &'t Memory,
+    beside: Beside,
+    outcome: Outcome,
+}
+
+impl Run<'_> {
+    fn carry_out(&mut self, verdict: Verdict<'_>) -> Result<(), DropReason> {
+        let len = self.outcome.bytes.len() as u32;
+        let bytes = &mut self.outcome.bytes;
+        let stat = match verdict {
+            Verdict::Pass => {
+                self.outcome.action = Action::Pass;
+                return Ok(());
+            }
+            Verdict::Drop(reason) => return Err(reason),
+            Verdict::Punt { reason, vni } => return self.punt(reason, vni),
+            // The kernel's tunnel support is for IP only.
+            Verdict::Encap { vni, .. } if !self.hook.is_xdp() && !is_ip(bytes) => {
+                return self.punt(Reason::CantEncap, vni);
+            }
+            Verdict::Encap {
+                vtep,
+                dst,
+                meta,
+                vni,
+            } => {
+                let config = self.tables.config.as_ref().unwrap();
+                let outer = OuterV4::to_vtep(config, vtep, dst, meta, vni).to_bytes(len);
+                bytes.splice(..0, outer);
+                Stat::Encapsulated
+            }
+            Verdict::Switch { .. } => Stat::Switched,
+            Verdict::ArpReply { mac } => {
+                neighbour::arp_reply(bytes.first_chunk_mut().unwrap(), &mac);
+                self.transmit();
+                Stat::ArpReplies
+            }
+            Verdict::NdReply { mac } => {
+                neighbour::nd_reply(bytes.first_chunk_mut().unwrap(), &mac);
+                self.transmit();
+                Stat::NdReplies
+            }
+            Verdict::Decap { ecn, .. } => {
+                if let Some(ecn) = ecn {
+                    bytes[65] = ecn.byte1;
+                    if let Some(checksum) = ecn.checksum {
+                        bytes[74..76].copy_from_slice(&checksum);
+                    }
+                }
+                // The kernel keeps 20 bytes behind the Ethernet header.
+                if !self.hook.is_xdp() && bytes.len() < 84 {
+                    bytes.resize(84, 0);
+                }
+                bytes.drain(..50);
+                match self.hook {
+                    Hook::AgentTc => Stat::AgentToPort,
+                    _ => Stat::Decapsulated,
+                }
+            }
+            Verdict::Forward { vtep } => {
+                bytes[..6].copy_from_slice(&vtep.dst_mac);
+                bytes[6..12].copy_from_slice(&vtep.src_mac);
+                Stat::AgentToVtep
+            }
+        };
+        self.outcome.stats.push(stat);
+        Ok(())
+    }
+
+    fn transmit(&mut self) {
+        if self.hook.is_xdp() {
+            self.outcome.action = Action::Transmit;
+        }
+    }
+
+    fn punt(&mut self, reason: Reason, vni: u32) -> Result<(), DropReason> {
+        let bytes = &mut self.outcome.bytes;
+        if reason == Reason::TooBig {
+            bytes.truncate(punt::TOO_BIG_KEEP as usize);
+            self.beside.gso_size = 0;
+        }
+        let len = match self.beside.gso_size {
+            0 => bytes.len() as u32,
+            segment => segment + 192,
+        };
+        let from_port = matches!(self.hook, Hook::PortXdp | Hook::PortTc);
+        let kind = if from_port {
+            Kind::FromPort
+        } else {
+            Kind::FromUplink
+        };
+        if len + if from_port { 50 } else { 0 } > punt::MTU + 14 {
+            return Err(DropReason::PuntTooBig);
+        }
+        let marker = punt::encode(kind, Some(reason), PORT_A, 0x0800);
+        if from_port {
+            let config = self.tables.config.as_ref().unwrap();
+            let headers = OuterV4::punted(config, marker, vni).to_bytes(bytes.len() as u32);
+            bytes.splice(..0, headers);
+        } else {
+            bytes[..14].copy_from_slice(&marker);
+        }
+        self.outcome.stats.push(Stat::Punted);
+        Ok(())
+    }
+}
+
+/// Whether the kernel takes the frame for IP.
+fn is_ip(frame: &[u8]) -> bool {
+    let ethertype: Option<[u8; 2]> = Slice::new(frame).load(12);
+    matches!(ethertype.map(|[a, b]| be16(a, b)), Some(0x0800 | 0x86dd))
+}
