@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use axum::extract::{Path, State};
@@ -24,6 +25,9 @@ use super::{
 };
 use crate::agent::{PortAdd, Reply, Request, join_command};
 use crate::instance::Instance;
+
+/// How long a network that is not known may be on its way here.
+const GOSSIP_WAIT: Duration = Duration::from_secs(1);
 
 /// The running server.
 pub struct Api {
@@ -96,11 +100,21 @@ impl Ctx {
         answer.await.map_err(|_| anyhow!("the agent is stopping"))?
     }
 
-    fn network(&self, name: &str) -> Result<Network> {
-        let networks = self.cluster.networks();
-        networks.into_iter().find(|n| n.name == name).ok_or_else(|| {
-            anyhow!("no network '{name}': see 'overlay-dp network ls', or make it with 'overlay-dp network create {name}'")
-        })
+    /// The network of this name. One that was made on another host an instant ago is on its way
+    /// here: it is waited for.
+    async fn network(&self, name: &str) -> Result<Network> {
+        let find = || self.cluster.networks().into_iter().find(|n| n.name == name);
+        let until = Instant::now() + GOSSIP_WAIT;
+        loop {
+            match find() {
+                Some(network) => return Ok(network),
+                None if Instant::now() > until => bail!(
+                    "no network '{name}': see 'overlay-dp network ls', or make it with 'overlay-dp network create \
+                     {name}'"
+                ),
+                None => tokio::time::sleep(GOSSIP_WAIT / 50).await,
+            }
+        }
     }
 
     fn host_names(&self) -> HashMap<HostId, Host> {
@@ -201,7 +215,7 @@ async fn networks(State(ctx): State<Ctx>) -> Answer<Vec<NetworkInfo>> {
 }
 
 async fn network(State(ctx): State<Ctx>, Path(name): Path<String>) -> Answer<NetworkDetail> {
-    let network = ctx.network(&name)?;
+    let network = ctx.network(&name).await?;
     let containers = ctx.containers_of(&network).await?;
     Ok(Json(NetworkDetail {
         network: ctx.network_info(network),
@@ -240,7 +254,7 @@ async fn network_create(
 }
 
 async fn network_remove(State(ctx): State<Ctx>, Path(name): Path<String>) -> Answer<NetworkInfo> {
-    let network = ctx.network(&name)?;
+    let network = ctx.network(&name).await?;
     let info = ctx.network_info(network);
     ctx.cluster.network_remove(&name).await?;
     Ok(Json(info))
@@ -259,7 +273,7 @@ async fn container_add(
     Json(ask): Json<ContainerAdd>,
 ) -> Answer<ContainerInfo> {
     check_name(&ask.name)?;
-    let network = ctx.network(&ask.network)?;
+    let network = ctx.network(&ask.network).await?;
     let spec = LeaseSpec {
         vni: network.vni,
         endpoint: ask.name.clone(),
@@ -305,7 +319,7 @@ async fn container_remove(
     Json(ask): Json<ContainerRemove>,
 ) -> Answer<Vec<ContainerInfo>> {
     let vni = match &ask.network {
-        Some(name) => Some(ctx.network(name)?.vni),
+        Some(name) => Some(ctx.network(name).await?.vni),
         None => None,
     };
     let removed = ctx
@@ -339,7 +353,7 @@ async fn fdb(State(ctx): State<Ctx>) -> Answer<Vec<FdbRow>> {
 }
 
 async fn fdb_add(State(ctx): State<Ctx>, Json(ask): Json<FdbAdd>) -> Answer<FdbRow> {
-    let network = ctx.network(&ask.network)?;
+    let network = ctx.network(&ask.network).await?;
     if !ask.mac.is_unicast() {
         return Err(anyhow!(
             "{} is no single interface's address: it is a group's, or zero",
@@ -374,7 +388,7 @@ fn check_static_ips(network: &Network, ask: &FdbAdd) -> Result<()> {
 }
 
 async fn fdb_remove(State(ctx): State<Ctx>, Json(ask): Json<FdbRemove>) -> Answer<FdbRow> {
-    let vni = ctx.network(&ask.network)?.vni;
+    let vni = ctx.network(&ask.network).await?.vni;
     Ok(Json(
         ctx.ask(|reply| Request::StaticRemove(vni, ask.mac, reply))
             .await?,
