@@ -250,7 +250,9 @@ fn answer_nd<P: Packet>(packet: &mut P, mac: &Mac) -> Result<(), DropReason> {
 #[inline(always)]
 fn reply<P: Packet>(packet: &P, origin: Origin, stat: Stat) -> Result<i32, DropReason> {
     match origin {
-        Origin::Port(ifindex) => done(packet.reflect(ifindex), stat),
+        // Not XDP_TX: a veth leaves such frames lying in the other end's ring, unless that end has
+        // an XDP program of its own.
+        Origin::Port(ifindex) => done(packet.redirect(ifindex), stat),
         // Only ports ask.
         Origin::Uplink(_) | Origin::Agent => Err(DropReason::Helper),
     }

@@ -36,9 +36,6 @@ pub trait Packet: Frame {
 
     /// Gives the frame to the container behind a port, the fastest way the hook knows.
     fn deliver(&self, port: u32) -> Result<i32, DropReason>;
-
-    /// Sends the frame back out of the interface that it came in on.
-    fn reflect(&self, ifindex: u32) -> Result<i32, DropReason>;
 }
 
 /// Bytes of a packet on the stack, aligned so that words can be read from them.
@@ -186,11 +183,6 @@ impl Packet for Xdp {
     fn deliver(&self, port: u32) -> Result<i32, DropReason> {
         self.redirect(port)
     }
-
-    #[inline(always)]
-    fn reflect(&self, _ifindex: u32) -> Result<i32, DropReason> {
-        Ok(xdp_action::XDP_TX as i32)
-    }
 }
 
 /// A frame at tcx ingress.
@@ -324,11 +316,6 @@ impl Packet for Skb {
             return redirected(unsafe { bpf_redirect_peer(port, 0) });
         }
         self.redirect(port)
-    }
-
-    #[inline(always)]
-    fn reflect(&self, ifindex: u32) -> Result<i32, DropReason> {
-        self.redirect(ifindex)
     }
 }
 

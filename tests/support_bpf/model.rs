@@ -80,12 +80,10 @@ impl Run<'_> {
             Verdict::Switch { .. } => Stat::Switched,
             Verdict::ArpReply { mac } => {
                 neighbour::arp_reply(bytes.first_chunk_mut().unwrap(), &mac);
-                self.transmit();
                 Stat::ArpReplies
             }
             Verdict::NdReply { mac } => {
                 neighbour::nd_reply(bytes.first_chunk_mut().unwrap(), &mac);
-                self.transmit();
                 Stat::NdReplies
             }
             Verdict::Decap { ecn, .. } => {
@@ -113,12 +111,6 @@ impl Run<'_> {
         };
         self.outcome.stats.push(stat);
         Ok(())
-    }
-
-    fn transmit(&mut self) {
-        if self.hook.is_xdp() {
-            self.outcome.action = Action::Transmit;
-        }
     }
 
     fn punt(&mut self, reason: Reason, vni: u32) -> Result<(), DropReason> {

@@ -45,7 +45,6 @@ impl Hook {
         match (self.is_xdp(), code) {
             (true, 1) | (false, 2) => Action::Drop,
             (true, 2) | (false, u32::MAX) => Action::Pass,
-            (true, 3) => Action::Transmit,
             (true, 4) | (false, 7) => Action::Redirect,
             (_, other) => panic!("{self:?} returned {other}"),
         }
@@ -57,7 +56,6 @@ impl Hook {
 pub enum Action {
     Pass,
     Drop,
-    Transmit,
     Redirect,
 }
 
