@@ -46,6 +46,10 @@ impl<'a> FromUplink<'a> {
     }
 
     pub fn decide(&self, sink: &mut Sink<'_, impl Output>) -> Result<(), DropReason> {
+        // The programs never cut what comes from the uplink; a frame that was cut can't be sent.
+        if self.reason == Reason::TooBig {
+            return Err(DropReason::PuntTooBig);
+        }
         let view = View::new(self.tables, self.vni, self.inner);
         match verdict::from_uplink(&Bytes::segment(self.frame), &view) {
             Verdict::Drop(reason) => Err(reason),

@@ -15,18 +15,21 @@
 //!   round.
 
 mod claims;
+mod facts;
 mod net;
 mod port;
 mod read;
 mod record;
 mod updates;
+mod vtep;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use overlay_common::layout::{Config, VtepEntry};
-use overlay_common::wire::{Ip16, Mac, map_v4};
+use overlay_common::wire::Ip16;
 
+pub use facts::{Error, Local, NextHop, StaticEntry};
 pub use read::{FdbRow, Origin, VtepRow};
 pub use record::MAX_IPS;
 pub use updates::{MapContents, MapUpdate};
@@ -35,71 +38,9 @@ use crate::model::{Endpoint, MacAddr, Network, Vni};
 use claims::Owner;
 use net::Net;
 use port::{Port, Ports};
-use record::{Record, check, is_one_hosts};
+use record::{Record, check};
 use updates::Updates;
-
-/// This host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Local {
-    /// Its tunnel address.
-    pub vtep: IpAddr,
-    /// UDP port of VXLAN.
-    pub data_port: u16,
-    /// Largest inner packet (Ethernet header excluded), in bytes: the uplink's MTU less 50.
-    pub mtu: u32,
-}
-
-/// How to reach a VTEP, from the kernel's routes and neighbours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NextHop {
-    /// The interface to send on, not 0.
-    pub ifindex: u32,
-    /// Its MAC.
-    pub src_mac: Mac,
-    /// The next hop's MAC.
-    pub dst_mac: Mac,
-    /// Largest inner packet (Ethernet header excluded) that fits, in bytes.
-    pub mtu: u32,
-}
-
-/// An endpoint behind a VTEP that need not be a host of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct StaticEntry {
-    /// The network.
-    pub vni: Vni,
-    /// The endpoint's MAC; with `vni` it names the entry.
-    pub mac: MacAddr,
-    /// The VTEP it is behind.
-    pub vtep: IpAddr,
-    /// Its addresses: ARP requests and neighbour solicitations for them are answered.
-    pub ips: Vec<IpAddr>,
-}
-
-/// A fact that the tables can't hold; nothing has changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// VTEPs have IPv4 addresses so far.
-    #[error("{0} can't be a VTEP: only IPv4 underlays are supported")]
-    Ipv6Vtep(IpAddr),
-    /// A group, loopback or unspecified address.
-    #[error("{0} can't be a VTEP: it is not one host's address")]
-    Vtep(IpAddr),
-    /// This host's own address, as another's.
-    #[error("{0} is this host's own VTEP")]
-    OwnVtep(IpAddr),
-    /// A group MAC, or all zero.
-    #[error("{0} can't be an endpoint's MAC address: it is not one host's")]
-    Mac(MacAddr),
-    /// A group, loopback or unspecified address.
-    #[error("{0} can't be an endpoint's address: it is not one host's")]
-    Ip(IpAddr),
-    /// More than [`MAX_IPS`].
-    #[error("{0} addresses are too many for one endpoint: it may have {MAX_IPS}")]
-    TooManyAddresses(usize),
-    /// Ifindex 0.
-    #[error("0 is no ifindex")]
-    Ifindex,
-}
+use vtep::{Vtep, unresolved, vtep_key};
 
 /// The forwarding tables.
 #[derive(Debug)]
@@ -114,23 +55,6 @@ pub struct Tables {
     /// The last claim's place in the order of all.
     seq: u64,
     updates: Updates,
-}
-
-#[derive(Debug)]
-struct Vtep {
-    /// A host of the cluster has it.
-    host: bool,
-    /// How many static entries are behind it.
-    statics: usize,
-    entry: VtepEntry,
-    /// What its host says it has; claims only while `host`.
-    endpoints: BTreeMap<(Vni, Box<str>), Record>,
-}
-
-impl Vtep {
-    fn is_known(&self) -> bool {
-        self.host || self.statics > 0
-    }
 }
 
 impl Tables {
@@ -194,7 +118,7 @@ impl Tables {
 
     /// A network exists, or has changed.
     pub fn network_add(&mut self, network: Network) {
-        let net = net_entry(&mut self.nets, network.vni, self.local.mtu);
+        let net = net_or_new(&mut self.nets, network.vni, self.local.mtu);
         if net.network.as_ref() == Some(&network) {
             return;
         }
@@ -225,7 +149,7 @@ impl Tables {
     /// When the address can't be another host's VTEP.
     pub fn vtep_add(&mut self, ip: IpAddr) -> Result<(), Error> {
         let key = self.remote_vtep(ip)?;
-        let vtep = vtep_entry(&mut self.vteps, key, &self.config);
+        let vtep = vtep_or_new(&mut self.vteps, key, self.config.vtep);
         if vtep.host {
             return Ok(());
         }
@@ -236,7 +160,7 @@ impl Tables {
         vtep.host = true;
         for ((vni, _), record) in &mut vtep.endpoints {
             *record = record.renewed(&mut self.seq);
-            let net = net_entry(&mut self.nets, *vni, self.local.mtu);
+            let net = net_or_new(&mut self.nets, *vni, self.local.mtu);
             net.replace(Owner::Host(key), None, Some(record), &mut self.updates);
         }
         Ok(())
@@ -274,7 +198,7 @@ impl Tables {
                 src_mac: hop.src_mac,
                 dst_mac: hop.dst_mac,
             },
-            None => unresolved(&self.config),
+            None => unresolved(self.config.vtep),
         };
         if entry != vtep.entry {
             vtep.entry = entry;
@@ -290,7 +214,7 @@ impl Tables {
     pub fn endpoint_up(&mut self, vtep: IpAddr, endpoint: &Endpoint) -> Result<(), Error> {
         let key = self.remote_vtep(vtep)?;
         check(endpoint.mac, &endpoint.ips)?;
-        let vtep = vtep_entry(&mut self.vteps, key, &self.config);
+        let vtep = vtep_or_new(&mut self.vteps, key, self.config.vtep);
         let name = (endpoint.vni, endpoint.name.as_str().into());
         let old = vtep.endpoints.get(&name);
         if old.is_some_and(|old| old.is(endpoint.mac, &endpoint.ips)) {
@@ -298,7 +222,7 @@ impl Tables {
         }
         let new = Record::new(endpoint.mac, &endpoint.ips, old, &mut self.seq);
         if vtep.host {
-            let net = net_entry(&mut self.nets, endpoint.vni, self.local.mtu);
+            let net = net_or_new(&mut self.nets, endpoint.vni, self.local.mtu);
             net.replace(Owner::Host(key), old, Some(&new), &mut self.updates);
         }
         vtep.endpoints.insert(name, new);
@@ -345,7 +269,7 @@ impl Tables {
             old = None;
         }
         let old = old.map(|(_, record)| record);
-        let vtep = vtep_entry(&mut self.vteps, key, &self.config);
+        let vtep = vtep_or_new(&mut self.vteps, key, self.config.vtep);
         if !vtep.is_known() {
             let update = MapUpdate::SetVtep(key, vtep.entry);
             self.updates.push(update);
@@ -354,7 +278,7 @@ impl Tables {
             vtep.statics += 1;
         }
         let new = Record::new(entry.mac, &entry.ips, old, &mut self.seq);
-        let net = net_entry(&mut self.nets, entry.vni, self.local.mtu);
+        let net = net_or_new(&mut self.nets, entry.vni, self.local.mtu);
         net.replace(Owner::Static(key), old, Some(&new), &mut self.updates);
         self.statics.insert(name, (key, new));
         Ok(())
@@ -391,7 +315,7 @@ impl Tables {
             return Ok(());
         }
         self.port_down(ifindex);
-        let net = net_entry(&mut self.nets, endpoint.vni, self.local.mtu);
+        let net = net_or_new(&mut self.nets, endpoint.vni, self.local.mtu);
         net.ports.insert(ifindex);
         if net.active {
             let update = MapUpdate::SetPort(ifindex, port.entry);
@@ -452,7 +376,7 @@ impl Tables {
         if vtep.endpoints.is_empty() {
             self.vteps.remove(&key);
         } else {
-            vtep.entry = unresolved(&self.config);
+            vtep.entry = unresolved(self.config.vtep);
         }
     }
 
@@ -465,33 +389,10 @@ impl Tables {
     }
 }
 
-fn net_entry(nets: &mut BTreeMap<u32, Net>, vni: Vni, mtu: u32) -> &mut Net {
+fn net_or_new(nets: &mut BTreeMap<u32, Net>, vni: Vni, mtu: u32) -> &mut Net {
     nets.entry(vni.get()).or_insert_with(|| Net::new(vni, mtu))
 }
 
-fn vtep_entry<'a>(vteps: &'a mut BTreeMap<Ip16, Vtep>, key: Ip16, config: &Config) -> &'a mut Vtep {
-    vteps.entry(key).or_insert_with(|| Vtep {
-        host: false,
-        statics: 0,
-        entry: unresolved(config),
-        endpoints: BTreeMap::new(),
-    })
-}
-
-fn unresolved(config: &Config) -> VtepEntry {
-    VtepEntry {
-        src_ip: config.vtep,
-        ifindex: 0,
-        mtu: 0,
-        src_mac: [0; 6],
-        dst_mac: [0; 6],
-    }
-}
-
-fn vtep_key(ip: IpAddr) -> Result<Ip16, Error> {
-    match ip.to_canonical() {
-        IpAddr::V6(_) => Err(Error::Ipv6Vtep(ip)),
-        IpAddr::V4(_) if !is_one_hosts(ip) => Err(Error::Vtep(ip)),
-        IpAddr::V4(v4) => Ok(map_v4(v4.octets())),
-    }
+fn vtep_or_new(vteps: &mut BTreeMap<Ip16, Vtep>, key: Ip16, src_ip: Ip16) -> &mut Vtep {
+    vteps.entry(key).or_insert_with(|| Vtep::new(src_ip))
 }
