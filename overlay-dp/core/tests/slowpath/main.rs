@@ -1,0 +1,11 @@
+//! The slow path: a frame in, frames, map updates and drops out.
+
+mod flood;
+mod gateway;
+mod hostile;
+mod neighbour;
+mod packets;
+mod rig;
+mod too_big;
+mod unicast;
+mod uplink;
