@@ -11,7 +11,7 @@ use overlay_common::punt::Kind;
 use support_bpf::checks::*;
 use support_bpf::frames::*;
 use support_bpf::object::Action;
-use support_bpf::object::{Beside, Hook, PORT, UPLINK};
+use support_bpf::object::{Beside, Hook, Object, PORT, UPLINK};
 use support_bpf::world::*;
 
 #[test]
@@ -24,6 +24,43 @@ fn the_verifier_takes_all_programs() {
         // The verifier's limit is a million; growth to a tenth of it should be noticed.
         assert!(verified < 100_000, "{name}");
     }
+}
+
+#[test]
+fn drops_and_punts_are_logged_when_asked_for() {
+    let Some(mut silent) = Object::load(&tables()) else {
+        return;
+    };
+    let mut talking = Object::load_logging(&tables(), 5).expect("it could be loaded just now");
+    let spoofed = eth(mac(R), mac(B), IP, &[0; 40]);
+    let unknown_vtep = vxlan([9; 4], VTEP, 0, VNI, &inner_to_a());
+    let cases = [
+        (PORT, &spoofed, "interface , drop spoofed-mac"),
+        (
+            PORT,
+            &udp_to(NOBODY),
+            "interface , VNI  punt unknown-destination",
+        ),
+        (UPLINK, &unknown_vtep, "interface , drop unknown-vtep"),
+        (
+            UPLINK,
+            &from_r(&eth(BROADCAST, mac(R), IP, &[0; 40])),
+            "punt flood",
+        ),
+    ];
+    for (hooks, frame, words) in cases {
+        for hook in hooks {
+            silent.run(hook, frame);
+            talking.run(hook, frame);
+            let records = talking.logged();
+            assert_eq!(records.len(), 1, "{hook:?}");
+            let text = String::from_utf8_lossy(&records[0]);
+            for word in words.split(' ') {
+                assert!(text.contains(word), "{hook:?}: no '{word}' in {text:?}");
+            }
+        }
+    }
+    assert!(silent.logged().is_empty());
 }
 
 #[test]

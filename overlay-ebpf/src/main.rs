@@ -6,13 +6,13 @@
 
 mod decap;
 mod encap;
+mod log;
 mod maps;
 mod packet;
 
 use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use aya_log_ebpf::debug;
 use overlay_common::counters::{DropReason, Stat};
 use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
@@ -28,29 +28,25 @@ use crate::packet::{Buffer, Packet, Skb, Xdp};
 /// XDP on a port: what a container sends.
 #[xdp(frags)]
 pub fn ovl_port_xdp(ctx: XdpContext) -> u32 {
-    port(Xdp::new(&ctx), ctx.ingress_ifindex() as u32) as u32
+    port(Xdp::new(&ctx)) as u32
 }
 
 /// XDP on the uplink: what the underlay brings.
 #[xdp(frags)]
 pub fn ovl_uplink_xdp(ctx: XdpContext) -> u32 {
-    uplink(Xdp::new(&ctx), ctx.ingress_ifindex() as u32) as u32
+    uplink(Xdp::new(&ctx)) as u32
 }
 
 /// tcx ingress on a port: what a container sends.
 #[classifier]
 pub fn ovl_port_tc(ctx: TcContext) -> i32 {
-    let packet = Skb::new(&ctx);
-    let ifindex = packet.ifindex();
-    port(packet, ifindex)
+    port(Skb::new(&ctx))
 }
 
 /// tcx ingress on the uplink: what the underlay brings.
 #[classifier]
 pub fn ovl_uplink_tc(ctx: TcContext) -> i32 {
-    let packet = Skb::new(&ctx);
-    let ifindex = packet.ifindex();
-    uplink(packet, ifindex)
+    uplink(Skb::new(&ctx))
 }
 
 /// tcx ingress on the near end of the punt link: what the agent sends.
@@ -87,26 +83,26 @@ pub fn ovl_punt_xdp(ctx: XdpContext) -> u32 {
 /// Where a frame came in.
 #[derive(Clone, Copy)]
 enum Origin {
-    Port(u32),
-    Uplink(u32),
+    Port,
+    Uplink,
     Agent,
 }
 
 #[inline(always)]
-fn port<P: Encap + Decap>(packet: P, ifindex: u32) -> i32 {
+fn port<P: Encap + Decap>(packet: P) -> i32 {
     count(Stat::PortFrames);
-    let verdict = from_port(&packet, &Maps, ifindex);
-    act(packet, verdict, Origin::Port(ifindex))
+    let verdict = from_port(&packet, &Maps, packet.ifindex());
+    act(packet, verdict, Origin::Port)
 }
 
 #[inline(always)]
-fn uplink<P: Encap + Decap>(packet: P, ifindex: u32) -> i32 {
+fn uplink<P: Encap + Decap>(packet: P) -> i32 {
     let verdict = from_uplink(&packet, &Maps);
     if matches!(verdict, Verdict::Pass) {
         return P::PASS;
     }
     count(Stat::UplinkFrames);
-    act(packet, verdict, Origin::Uplink(ifindex))
+    act(packet, verdict, Origin::Uplink)
 }
 
 /// Carries out a verdict; what fails is a drop with a reason.
@@ -116,11 +112,7 @@ fn act<P: Encap + Decap>(mut packet: P, verdict: Verdict<'_>, origin: Origin) ->
         Ok(action) => action,
         Err(reason) => {
             count_drop(reason);
-            let (Origin::Port(ifindex) | Origin::Uplink(ifindex)) = origin else {
-                debug!((), "drop of the agent's frame, reason {}", reason as u32);
-                return P::DROP;
-            };
-            debug!((), "drop on {}, reason {}", ifindex, reason as u32);
+            log::dropped(reason, packet.ifindex());
             P::DROP
         }
     }
@@ -199,51 +191,45 @@ fn hand_over<P: Encap>(
         0 => packet.total_len(),
         segment => segment + SEGMENT_HEADERS,
     };
+    let ifindex = packet.ifindex();
     match origin {
-        Origin::Port(ifindex) => {
+        Origin::Port => {
             if len + OUTER_V4_LEN as u32 > LARGEST {
                 return Err(DropReason::PuntTooBig);
             }
             let marker = punt::encode(Kind::FromPort, Some(reason), ifindex, ETH_P_IP);
             packet.prepend(&OuterV4::punted(config, marker, vni))?;
-            debug!(
-                (),
-                "punt from port {}, reason {}, VNI {}", ifindex, reason as u8, vni
-            );
         }
-        Origin::Uplink(ifindex) => {
+        Origin::Uplink => {
             if len > LARGEST {
                 return Err(DropReason::PuntTooBig);
             }
             let marker = punt::encode(Kind::FromUplink, Some(reason), ifindex, ETH_P_IP);
             packet.store(0, &marker)?;
-            debug!(
-                (),
-                "punt from uplink {}, reason {}, VNI {}", ifindex, reason as u8, vni
-            );
         }
         // The agent's frames are never punted back to it.
         Origin::Agent => return Err(DropReason::NotPunted),
     }
+    log::punted(reason, ifindex, vni);
     done(packet.redirect(config.punt_ifindex), Stat::Punted)
 }
 
 /// Makes a request its reply. A BPF function of its own, for its own 100 bytes of stack.
 #[inline(never)]
 fn answer_arp<P: Packet>(packet: &mut P, mac: &Mac) -> Result<(), DropReason> {
-    let mut frame = Buffer::new();
-    packet.fill(0, &mut frame).ok_or(DropReason::Truncated)?;
-    arp_reply(frame.get_mut(), mac);
-    packet.store(0, frame.get_mut())
+    let mut room = Buffer::new();
+    let frame = packet.fill(0, &mut room).ok_or(DropReason::Truncated)?;
+    arp_reply(frame, mac);
+    packet.store(0, frame)
 }
 
 /// Makes a solicitation its advertisement; see [`answer_arp`].
 #[inline(never)]
 fn answer_nd<P: Packet>(packet: &mut P, mac: &Mac) -> Result<(), DropReason> {
-    let mut frame = Buffer::new();
-    packet.fill(0, &mut frame).ok_or(DropReason::Truncated)?;
-    nd_reply(frame.get_mut(), mac);
-    packet.store(0, frame.get_mut())
+    let mut room = Buffer::new();
+    let frame = packet.fill(0, &mut room).ok_or(DropReason::Truncated)?;
+    nd_reply(frame, mac);
+    packet.store(0, frame)
 }
 
 /// Sends an answer back to who asked.
@@ -252,9 +238,9 @@ fn reply<P: Packet>(packet: &P, origin: Origin, stat: Stat) -> Result<i32, DropR
     match origin {
         // Not XDP_TX: a veth leaves such frames lying in the other end's ring, unless that end has
         // an XDP program of its own.
-        Origin::Port(ifindex) => done(packet.redirect(ifindex), stat),
+        Origin::Port => done(packet.redirect(packet.ifindex()), stat),
         // Only ports ask.
-        Origin::Uplink(_) | Origin::Agent => Err(DropReason::Helper),
+        Origin::Uplink | Origin::Agent => Err(DropReason::Helper),
     }
 }
 

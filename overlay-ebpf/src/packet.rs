@@ -2,6 +2,7 @@
 //! packet pointers are derived anew for each one, so that none survives a change of the packet.
 
 use core::hint::black_box;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     __sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md,
@@ -22,8 +23,15 @@ pub trait Packet: Frame {
     /// What the hook returns to drop the frame.
     const DROP: i32;
 
-    /// Copies `N` bytes at `offset`; `None` when the frame ends before.
-    fn fill<const N: usize>(&self, offset: usize, bytes: &mut Buffer<N>) -> Option<()>;
+    /// The interface that the frame came in on.
+    fn ifindex(&self) -> u32;
+
+    /// Copies `N` bytes at `offset`, an even number, to `room`; `None` when the frame ends before.
+    fn fill<'r, const N: usize>(
+        &self,
+        offset: usize,
+        room: &'r mut Buffer<N>,
+    ) -> Option<&'r mut [u8; N]>;
 
     /// Overwrites `N` bytes at `offset`.
     fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), DropReason>;
@@ -38,23 +46,22 @@ pub trait Packet: Frame {
     fn deliver(&self, port: u32) -> Result<i32, DropReason>;
 }
 
-/// Bytes of a packet on the stack, aligned so that words can be read from them.
+/// Room for bytes of a packet on the stack, aligned so that words can be read from it.
 ///
 /// Without it the compiler keeps each byte of a header in a register of its own, or rather, as
 /// there are ten of them, in eight bytes of the 512 that the stack has.
 #[repr(C, align(8))]
-pub struct Buffer<const N: usize>([u8; N]);
+pub struct Buffer<const N: usize>(MaybeUninit<[u8; N]>);
 
 impl<const N: usize> Buffer<N> {
     #[inline(always)]
     pub fn new() -> Self {
-        Buffer([0; N])
+        Buffer(MaybeUninit::uninit())
     }
 
-    /// The bytes, in memory: the compiler can't know what is in there.
     #[inline(always)]
-    pub fn get_mut(&mut self) -> &mut [u8; N] {
-        black_box(&mut self.0)
+    fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.0.as_mut_ptr().cast()
     }
 
     /// Copies `N` bytes in, two by two.
@@ -63,19 +70,33 @@ impl<const N: usize> Buffer<N> {
     /// `from` must point to `N` readable bytes.
     #[inline(always)]
     unsafe fn copy_from(&mut self, from: *const u8) {
+        let to = self.as_mut_ptr();
         let mut i = 0;
         while i + 1 < N {
-            // SAFETY: i + 2 <= N, and there are N readable bytes. Frames begin at even addresses
-            // and all offsets in them are even; the kernel would refuse the program otherwise.
-            let [a, b] = unsafe { from.add(i).cast::<u16>().read() }.to_ne_bytes();
-            self.0[i] = a;
-            self.0[i + 1] = b;
+            // SAFETY: i + 2 <= N, and both sides have N bytes. The buffer is aligned; frames begin
+            // at even addresses and all offsets in them are even.
+            unsafe {
+                to.add(i)
+                    .cast::<u16>()
+                    .write(from.add(i).cast::<u16>().read())
+            };
             i += 2;
         }
         if i < N {
             // SAFETY: i < N.
-            self.0[i] = unsafe { from.add(i).read() };
+            unsafe { to.add(i).write(from.add(i).read()) };
         }
+    }
+
+    /// The bytes, in memory: the compiler can't know what is in there.
+    ///
+    /// # Safety
+    /// All of them must have been written.
+    #[inline(always)]
+    unsafe fn filled(&mut self) -> &mut [u8; N] {
+        black_box(self.as_mut_ptr());
+        // SAFETY: as the caller promises.
+        unsafe { self.0.assume_init_mut() }
     }
 }
 
@@ -111,9 +132,7 @@ impl Xdp {
 impl Frame for Xdp {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = Buffer::new();
-        self.fill(offset, &mut bytes)?;
-        Some(*bytes.get_mut())
+        self.fill(offset, &mut Buffer::new()).map(|bytes| *bytes)
     }
 
     #[inline(always)]
@@ -132,12 +151,23 @@ impl Packet for Xdp {
     const DROP: i32 = xdp_action::XDP_DROP as i32;
 
     #[inline(always)]
-    fn fill<const N: usize>(&self, offset: usize, bytes: &mut Buffer<N>) -> Option<()> {
+    fn ifindex(&self) -> u32 {
+        // SAFETY: `ctx` is the program's own context.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn fill<'r, const N: usize>(
+        &self,
+        offset: usize,
+        room: &'r mut Buffer<N>,
+    ) -> Option<&'r mut [u8; N]> {
         let from = self.at::<N>(offset)?;
         // SAFETY: `at` has seen that N bytes lie between data and data_end, and nothing has
         // changed the packet since.
-        unsafe { bytes.copy_from(from.cast()) };
-        Some(())
+        unsafe { room.copy_from(from.cast()) };
+        // SAFETY: just written.
+        Some(unsafe { room.filled() })
     }
 
     #[inline(always)]
@@ -198,13 +228,6 @@ impl Skb {
         }
     }
 
-    /// The interface that it came in on.
-    #[inline(always)]
-    pub fn ifindex(&self) -> u32 {
-        // SAFETY: `ctx` is the program's own context.
-        unsafe { (*self.ctx).ifindex }
-    }
-
     /// The EtherType that the kernel believes the frame to have.
     #[inline(always)]
     pub fn protocol(&self) -> u16 {
@@ -216,9 +239,7 @@ impl Skb {
 impl Frame for Skb {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = Buffer::new();
-        self.fill(offset, &mut bytes)?;
-        Some(*bytes.get_mut())
+        self.fill(offset, &mut Buffer::new()).map(|bytes| *bytes)
     }
 
     #[inline(always)]
@@ -245,12 +266,22 @@ impl Packet for Skb {
     const DROP: i32 = TC_ACT_SHOT as i32;
 
     #[inline(always)]
-    fn fill<const N: usize>(&self, offset: usize, bytes: &mut Buffer<N>) -> Option<()> {
+    fn ifindex(&self) -> u32 {
+        // SAFETY: `ctx` is the program's own context.
+        unsafe { (*self.ctx).ifindex }
+    }
+
+    #[inline(always)]
+    fn fill<'r, const N: usize>(
+        &self,
+        offset: usize,
+        room: &'r mut Buffer<N>,
+    ) -> Option<&'r mut [u8; N]> {
         // SAFETY: `ctx` is the program's own context; the kernel makes these two reads pointers.
         let (data, end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
         if data + offset + N <= end {
             // SAFETY: N bytes lie between data and data_end, as just seen.
-            unsafe { bytes.copy_from((data + offset) as *const u8) };
+            unsafe { room.copy_from((data + offset) as *const u8) };
         } else {
             // Behind the linear part. Copied, because pulling it in would have the kernel copy
             // the whole head of each frame that TCP keeps a clone of.
@@ -259,7 +290,7 @@ impl Packet for Skb {
                 bpf_skb_load_bytes(
                     self.ctx.cast(),
                     offset as u32,
-                    bytes.get_mut().as_mut_ptr().cast(),
+                    room.as_mut_ptr().cast(),
                     N as u32,
                 )
             };
@@ -267,7 +298,8 @@ impl Packet for Skb {
                 return None;
             }
         }
-        Some(())
+        // SAFETY: written on either way.
+        Some(unsafe { room.filled() })
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Program, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use overlay_common::counters::{DropReason, Stat};
@@ -87,6 +87,11 @@ impl Object {
     /// Loads the object with `tables` in its maps; `None`, said loudly, when that can't be done
     /// here. With CI set it must be possible.
     pub fn load(tables: &Memory) -> Option<Object> {
+        Object::load_logging(tables, 0)
+    }
+
+    /// The same with the programs' log lines up to `level` (5 is all).
+    pub fn load_logging(tables: &Memory, level: u8) -> Option<Object> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/overlay-ebpf.o");
         let missing = if !rustix::process::geteuid().is_root() {
             Some("not root".to_owned())
@@ -115,7 +120,7 @@ impl Object {
             .default_map_pin_directory(&pins.0)
             .map_max_entries(names::FDB, 1024)
             .map_max_entries(names::NEIGHBOURS, 1024)
-            .override_global("AYA_LOG_LEVEL", &0u8, true)
+            .override_global("AYA_LOG_LEVEL", &level, true)
             .load(&fs::read(&path).unwrap())
             .unwrap();
         for (name, program) in bpf.programs_mut() {
@@ -201,6 +206,17 @@ impl Object {
             drops: advance(&self.bpf, names::DROPS, DropReason::ALL, &mut self.drops),
             stats: advance(&self.bpf, names::STATS, Stat::ALL, &mut self.stats),
         })
+    }
+
+    /// What the programs have logged, as the bytes of aya-log's records.
+    pub fn logged(&mut self) -> Vec<Vec<u8>> {
+        let mut ring: RingBuf<&mut MapData> =
+            self.bpf.map_mut("AYA_LOGS").unwrap().try_into().unwrap();
+        let mut records = Vec::new();
+        while let Some(record) = ring.next() {
+            records.push(record.to_vec());
+        }
+        records
     }
 
     /// Name, instructions, and instructions that the verifier looked at, of each program.

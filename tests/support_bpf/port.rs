@@ -259,7 +259,27 @@ fn ports_drop_what_is_not_theirs() {
     odd[1] = 6;
     let frame = eth(BROADCAST, mac(A), ARP, &odd);
     drop(DropReason::InnerHeader, &frame);
+    // An advertisement behind options, and options that could hide one; then what may be there.
+    let options = |next: u8, len: u8| [&[next, len, 5, 2, 0, 0, 1, 0][..], &na[40..]].concat();
+    let behind = |kind: u8, payload: &[u8]| {
+        let packet = ipv6(ip6(A), ip6(R), 0, kind, 255, payload);
+        eth(mac(R), mac(A), IP6, &packet)
+    };
+    for kind in [0, 43, 60] {
+        let frame = behind(kind, &options(ICMP6, 0));
+        drop(DropReason::SpoofedNeighbour, &frame);
+        for (next, len) in [(ICMP6, 1), (0, 0), (60, 0)] {
+            let frame = behind(kind, &options(next, len));
+            drop(DropReason::InnerHeader, &frame);
+        }
+    }
     drop(DropReason::Hairpin, &to(A, &ipv4(A, A, 0, UDP, &udp)));
+    for (next, message) in [(ICMP6, [143; 8]), (UDP, [136; 8])] {
+        let frame = behind(0, &[&options(next, 0)[..8], &message].concat());
+        for hook in PORT {
+            encapsulated(&object.run(hook, &frame), &frame);
+        }
+    }
 }
 
 #[test]

@@ -40,7 +40,7 @@ counters! {
         SpoofedNeighbour => "spoofed-neighbour",
         /// The inner frame has an 802.1Q or 802.1ad tag (RFC 7348 section 6.1).
         InnerVlan => "inner-vlan",
-        /// The inner IP header contradicts itself.
+        /// The inner IP header contradicts itself, or its extensions hide what comes behind them.
         InnerHeader => "inner-header",
         /// The inner source MAC is a group address or zero.
         InnerSource => "inner-source",

@@ -61,6 +61,19 @@ impl Reason {
         Reason::TooBig,
         Reason::CantEncap,
     ];
+
+    /// A name for logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reason::Flood => "flood",
+            Reason::UnknownDestination => "unknown-destination",
+            Reason::UnknownSource => "unknown-source",
+            Reason::UnknownNeighbour => "unknown-neighbour",
+            Reason::Unresolved => "unresolved-next-hop",
+            Reason::TooBig => "too-big",
+            Reason::CantEncap => "cant-encap",
+        }
+    }
 }
 
 /// A marker, read.

@@ -66,12 +66,10 @@ pub type Mac = [u8; 6];
 /// The unspecified address, `::`.
 pub const UNSPECIFIED: Ip16 = [0; 16];
 
-/// The IPv4-mapped form of `ip`.
+/// The IPv4-mapped form of `ip`. As one number, because BPF fills an array's zeros in a loop.
 #[inline(always)]
 pub const fn map_v4(ip: [u8; 4]) -> Ip16 {
-    [
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, ip[0], ip[1], ip[2], ip[3],
-    ]
+    (0xffff_0000_0000 | u32::from_be_bytes(ip) as u128).to_be_bytes()
 }
 
 /// The last four bytes: the IPv4 address of an IPv4-mapped one.

@@ -124,6 +124,9 @@ fn ipv6<'t, F: Frame, T: Tables>(
             _ => {}
         }
     }
+    if is_extension(h[6]) {
+        refuse_hidden_discovery(frame)?;
+    }
     let dst: Ip16 = frame.load(ETH_LEN + 24).ok_or(DropReason::Truncated)?;
     let addresses = mix(hash_ip6(&src), hash_ip6(&dst));
     let tos = (h[0] << 4) | (h[1] >> 4);
@@ -170,7 +173,8 @@ fn arp<'t, F: Frame, T: Tables>(
             _ => {}
         }
     }
-    forward(tables, port, ifindex, eth, Meta::default(), ETH_LEN as u32)
+    let len = frame.total_len().saturating_sub(ETH_LEN as u32);
+    forward(tables, port, ifindex, eth, Meta::default(), len)
 }
 
 /// Looks up where the destination MAC is. `len` is the layer-3 length on the wire.
@@ -214,6 +218,31 @@ fn forward<'t, T: Tables>(
             vni: port.vni,
         }),
         None => punt(Reason::Unresolved),
+    }
+}
+
+/// True for the IPv6 headers that may stand before any message: hop-by-hop options, routing,
+/// destination options. (Hosts take no neighbour discovery out of fragments: RFC 6980.)
+#[inline(always)]
+const fn is_extension(next_header: u8) -> bool {
+    matches!(next_header, 0 | 43 | 60)
+}
+
+/// Refuses neighbour discovery behind an extension header, where its claims would go unchecked:
+/// nobody needs that. Multicast listener reports do come behind one.
+#[inline(always)]
+fn refuse_hidden_discovery<F: Frame>(frame: &F) -> Result<(), DropReason> {
+    let Some(bytes) = frame.load::<9>(ETH_LEN + IPV6_LEN) else {
+        return Ok(()); // no room for a message
+    };
+    let [next, len, .., icmp_type] = bytes;
+    match next {
+        PROTO_ICMPV6 if len == 0 && matches!(icmp_type, 133..=137) => {
+            Err(DropReason::SpoofedNeighbour)
+        }
+        PROTO_ICMPV6 if len != 0 => Err(DropReason::InnerHeader),
+        next if is_extension(next) => Err(DropReason::InnerHeader),
+        _ => Ok(()),
     }
 }
 
