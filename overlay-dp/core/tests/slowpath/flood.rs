@@ -3,6 +3,7 @@ use overlay_common::counters::DropReason;
 use overlay_common::layout::FdbEntry;
 use overlay_common::punt::Reason;
 use overlay_common::wire::map_v4;
+use overlay_core::model::Endpoint;
 use overlay_core::tables::MapUpdate;
 
 use super::packets::*;
@@ -140,4 +141,36 @@ fn congestion_met_on_the_way_is_told_inside() {
     v6[15] |= 0x20;
     let out = rig.handle(&from_uplink(A, 3, Reason::Flood, &v6));
     assert_eq!(out.sent[0].inner[15] & 0xf0, 0x30);
+}
+
+#[test]
+fn a_vtep_gets_copies_while_it_has_endpoints() {
+    let mut rig = Rig::new();
+    let frame = udp4(11, BROADCAST, [255; 4], 10);
+    let to_a = |rig: &mut Rig| {
+        let out = rig.port(Reason::Flood, &frame);
+        out.sent
+            .iter()
+            .filter(|sent| sent.to == To::Vtep(A))
+            .count()
+    };
+    rig.tables.endpoint_up(A.into(), &endpoint(1, 6)).unwrap();
+    // This one loses its MAC to port 12, but is still there.
+    let shadowed = Endpoint {
+        mac: endpoint(1, 12).mac,
+        ..endpoint(1, 7)
+    };
+    rig.tables.endpoint_up(A.into(), &shadowed).unwrap();
+    // And this is on a network without a port.
+    rig.tables.endpoint_up(A.into(), &endpoint(9, 8)).unwrap();
+    for (last, copies) in [(2, 1), (6, 1)] {
+        rig.tables.endpoint_down(A.into(), &endpoint(1, last));
+        assert_eq!(to_a(&mut rig), copies, "{last}");
+    }
+    rig.tables.endpoint_down(A.into(), &shadowed);
+    assert_eq!(to_a(&mut rig), 0);
+    rig.tables.endpoint_up(A.into(), &endpoint(1, 2)).unwrap();
+    assert_eq!(to_a(&mut rig), 1);
+    rig.tables.vtep_remove(A.into());
+    assert_eq!(to_a(&mut rig), 0);
 }
