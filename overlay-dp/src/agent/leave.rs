@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use overlay_host::Host;
@@ -15,6 +16,9 @@ use super::{Agent, OnExit};
 use crate::api::Detached;
 use crate::bpf::{Bpf, Site};
 use crate::instance::Instance;
+
+/// How long an exit waits for the manager to take an address back.
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
 /// Takes the instance's lock, which the kernel gives back when its holder dies.
 pub fn lock(instance: &Instance) -> Result<OwnedFd> {
@@ -30,10 +34,43 @@ pub fn lock(instance: &Instance) -> Result<OwnedFd> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => bail!(
-            "an agent runs here already (instance '{}'): see 'overlay-dp status', or stop it with 'overlay-dp detach'",
+            "an agent is running here already (instance '{}'): see 'overlay-dp status', or stop it with 'overlay-dp detach'",
             instance.name()
         ),
         Err(error) => Err(error).with_context(|| format!("can't lock {}", path.display())),
+    }
+}
+
+/// What was on the host before a start.
+pub struct Before {
+    datapath: bool,
+    state: bool,
+}
+
+impl Before {
+    /// Looks.
+    pub fn look(instance: &Instance) -> Before {
+        Before {
+            datapath: Bpf::is_pinned(&instance.pin_dir()),
+            state: instance.state_dir().exists(),
+        }
+    }
+
+    /// Removes what a start that failed has made. A data path that an earlier agent left runs on.
+    pub async fn restore(&self, instance: &Instance) {
+        if self.datapath {
+            return;
+        }
+        match Host::new() {
+            Ok(host) => {
+                let leftovers = Leftovers {
+                    instance,
+                    with_state: !self.state,
+                };
+                remove(&host, &leftovers).await;
+            }
+            Err(error) => tracing::error!(%error, "can't undo the start"),
+        }
     }
 }
 
@@ -186,17 +223,13 @@ impl Agent {
         for port in self.state.ports.clone() {
             self.port_remove(&port).await?;
         }
+        // Addresses that the manager can't be told about now are given back at the next start.
+        for release in self.releases.drain(..) {
+            let _ = tokio::time::timeout(RELEASE_WAIT, release).await;
+        }
         self.cluster.clone().shutdown().await;
         self.remove_datapath(false).await;
         Ok(())
-    }
-
-    /// The API could not be served: undoes a start, except a data path taken over.
-    pub(super) async fn stop_after_failed_start(self) {
-        self.cluster.clone().shutdown().await;
-        if self.state.ports.is_empty() {
-            self.remove_datapath(false).await;
-        }
     }
 
     async fn remove_datapath(mut self, with_state: bool) -> Vec<String> {

@@ -6,6 +6,7 @@
 
 mod datapath;
 mod events;
+mod leases;
 mod leave;
 mod next_hops;
 mod options;
@@ -26,17 +27,20 @@ use overlay_core::model::{Endpoint, Host as ClusterHost, HostId, Vni};
 use overlay_core::tables::{StaticEntry, Tables};
 use overlay_host::{Host, HostEvent, Monitor, Uplink};
 use parking_lot::RwLock;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
-use crate::api::{Detached, FdbRow, Netns, Status, server};
-use crate::bpf::{Bpf, Hook, HookKind};
+use crate::api::server::{self, Api};
+use crate::api::{Detached, FdbRow, Netns, Status};
+use crate::bpf::{Bpf, Hook};
 use crate::instance::Instance;
 
 pub use leave::clean_up_after_dead_agent;
 pub use options::{Datapath, OnExit, Options};
 pub use state::Port;
 
+pub use leases::Leases;
 use next_hops::NextHops;
 use slow::SlowThread;
 use state::{State, StateFile};
@@ -97,20 +101,25 @@ pub fn default_host_name() -> String {
 /// # Errors
 /// When it can't start: one line that says what to do, with nothing left behind.
 pub async fn run(options: Options) -> Result<()> {
-    let (mut agent, mut inputs) = Agent::start(options).await?;
-    let (requests_in, mut requests) = mpsc::channel(64);
-    let api = match server::start(&agent.options.instance, agent.cluster.clone(), requests_in).await
-    {
-        Ok(api) => api,
+    overlay_host::caps::check_privileges()?;
+    overlay_host::kernel::require_kernel()?;
+    let mut signals = Signals::new()?;
+    let instance = options.instance.clone();
+    let lock = leave::lock(&instance)?;
+    let before = leave::Before::look(&instance);
+    let started = tokio::select! {
+        started = Agent::start_with_api(options, lock) => started,
+        () = signals.received() => Err(anyhow!("told to stop before it was attached")),
+    };
+    let (mut agent, mut inputs, api, mut requests) = match started {
+        Ok(started) => started,
         Err(error) => {
-            agent.stop_after_failed_start().await;
+            before.restore(&instance).await;
             return Err(error);
         }
     };
     agent.announce();
 
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut tick = tokio::time::interval(TICK);
     tick.reset();
     let detached = loop {
@@ -129,8 +138,7 @@ pub async fn run(options: Options) -> Result<()> {
             Some(event) = inputs.host.recv() => agent.on_host(event).await,
             () = agent.slow.wait_for_updates() => agent.take_updates(),
             _ = tick.tick() => agent.on_tick().await,
-            _ = terminate.recv() => break None,
-            _ = interrupt.recv() => break None,
+            () = signals.received() => break None,
         }
         agent.flush();
     };
@@ -145,6 +153,28 @@ pub async fn run(options: Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The signals that stop the agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Everything the loop works on.
@@ -162,6 +192,9 @@ struct Agent {
     next_hops: NextHops,
     cluster: Cluster,
     members: HashMap<HostId, ClusterHost>,
+    leases: Arc<Leases>,
+    /// Addresses on their way back to the manager.
+    releases: Vec<JoinHandle<()>>,
     state: State,
     state_file: StateFile,
     started: Instant,
@@ -178,52 +211,46 @@ struct Inputs {
 }
 
 impl Agent {
-    async fn start(options: Options) -> Result<(Agent, Inputs)> {
-        overlay_host::caps::check_privileges()?;
-        overlay_host::kernel::require_kernel()?;
-        let lock = leave::lock(&options.instance)?;
+    /// Starts everything; what is half done when that fails is for [`leave::Before::restore`].
+    async fn start_with_api(
+        options: Options,
+        lock: OwnedFd,
+    ) -> Result<(Agent, Inputs, Api, mpsc::Receiver<Request>)> {
+        let (agent, inputs) = Agent::start(options, lock).await?;
+        let (sender, requests) = mpsc::channel(64);
+        let (cluster, leases) = (agent.cluster.clone(), Arc::clone(&agent.leases));
+        match server::start(&agent.options.instance, cluster, leases, sender).await {
+            Ok(api) => Ok((agent, inputs, api, requests)),
+            Err(error) => {
+                agent.cluster.clone().shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(options: Options, lock: OwnedFd) -> Result<(Agent, Inputs)> {
         let host = Host::new()?;
         let uplink = Uplink::discover(&host, &options.iface, options.advertise).await?;
         let inner_mtu = inner_mtu(&uplink, options.mtu)?;
         let data_port = reserve(uplink.addr, options.data_port)?;
         let start = choose_start(&options)?;
-        let had_state = options.instance.state_dir().exists();
         let state_file = StateFile::in_dir(&options.instance.state_dir())?;
         let state = state_file.load()?;
-
         overlay_host::bpffs::ensure_mounted(Instance::BPFFS.as_ref())?;
-        let fresh = !Bpf::is_pinned(&options.instance.pin_dir());
-        let leftovers = leave::Leftovers {
-            instance: &options.instance,
-            with_state: !had_state,
+        let made = datapath::make(&options, &host, &uplink, inner_mtu).await?;
+        let (monitor, host_events) = Monitor::new()?;
+        tokio::spawn(monitor);
+        let config = overlay_cluster::Config {
+            data_port: options.data_port,
+            control_port: options.control_port,
+            gossip_port: options.gossip_port,
+            ..overlay_cluster::Config::new(
+                cluster_dir(&options.instance),
+                &options.host_name,
+                uplink.addr,
+            )
         };
-        let begun = async {
-            let made = datapath::make(&options, &host, &uplink, inner_mtu).await?;
-            let (monitor, host_events) = Monitor::new()?;
-            tokio::spawn(monitor);
-            let config = overlay_cluster::Config {
-                data_port: options.data_port,
-                control_port: options.control_port,
-                gossip_port: options.gossip_port,
-                ..overlay_cluster::Config::new(
-                    cluster_dir(&options.instance),
-                    &options.host_name,
-                    uplink.addr,
-                )
-            };
-            let (cluster, events) = Cluster::start(config, start).await?;
-            anyhow::Ok((made, host_events, cluster, events))
-        };
-        let (made, host_events, cluster, cluster_events) = match begun.await {
-            Ok(begun) => begun,
-            Err(error) => {
-                // A data path that an earlier agent left must run on; ours of now must not.
-                if fresh {
-                    leave::remove(&host, &leftovers).await;
-                }
-                return Err(error);
-            }
-        };
+        let (cluster, cluster_events) = Cluster::start(config, start).await?;
         let mut agent = Agent {
             plan: made.plan,
             hooks: made.hooks,
@@ -238,6 +265,8 @@ impl Agent {
             options,
             host,
             uplink,
+            leases: Leases::new(cluster.clone()),
+            releases: Vec::new(),
             cluster,
             state,
             state_file,
@@ -271,7 +300,7 @@ impl Agent {
             }
         }
         self.take_over_ports().await?;
-        self.release_lost_leases();
+        self.leases.give_back_lost();
         self.state.uplink = Some(self.uplink.name.clone());
         self.state_file.save(&self.state)?;
         self.flush();
@@ -349,10 +378,6 @@ impl Agent {
                 tracing::error!("{error:#}");
             }
         }
-    }
-
-    fn port_hook(&self) -> HookKind {
-        self.plan.port
     }
 }
 

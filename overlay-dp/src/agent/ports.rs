@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use overlay_core::model::{Endpoint, MacAddr, Vni};
 use overlay_core::tables::StaticEntry;
 use overlay_host::{Netns as HostNetns, NetnsRef, PortSpec};
@@ -91,15 +91,17 @@ impl Agent {
             port_ifindex: ifindex,
             ..
         } = &port.local;
+        // The tables first: a frame that meets the hook must find its port.
+        self.tables.write().port_up(*ifindex, &port.endpoint)?;
+        self.flush();
         let hook = self.bpf.attach(
             Site::Port,
-            self.port_hook(),
+            self.plan.port,
             name,
             *ifindex,
             self.plan.port_why,
         )?;
         self.hooks.push(hook);
-        self.tables.write().port_up(*ifindex, &port.endpoint)?;
         Ok(())
     }
 
@@ -147,50 +149,13 @@ impl Agent {
     }
 
     /// Tells the cluster that an endpoint is gone, and gives its address back.
-    fn withdraw(&self, endpoint: &Endpoint) {
+    fn withdraw(&mut self, endpoint: &Endpoint) {
         self.cluster.withdraw(endpoint.vni, &endpoint.name);
-        let Some(ip) = endpoint.ips.first().copied() else {
-            return;
-        };
-        let (cluster, endpoint) = (self.cluster.clone(), endpoint.clone());
-        // The manager may not be there now; the port is gone all the same.
-        tokio::spawn(async move {
-            if let Err(error) = cluster.release(endpoint.vni, ip, &endpoint.name).await {
-                tracing::warn!(container = %endpoint.name, %error, "its address is not given back");
-            }
-        });
-    }
-
-    /// Gives back the addresses whose containers a crash took away before this host could.
-    pub(super) fn release_lost_leases(&self) {
-        let cluster = self.cluster.clone();
-        let kept: Vec<(Vni, String)> = self
-            .state
-            .ports
-            .iter()
-            .map(|p| (p.endpoint.vni, p.endpoint.name.clone()))
-            .collect();
-        tokio::spawn(async move {
-            let leases = match cluster.leases().await {
-                Ok(leases) => leases,
-                Err(error) => {
-                    return tracing::warn!(%error, "can't look for addresses to give back");
-                }
-            };
-            for lease in leases
-                .into_iter()
-                .filter(|l| !kept.contains(&(l.vni, l.endpoint.clone())))
-            {
-                match cluster.release(lease.vni, lease.ip, &lease.endpoint).await {
-                    Ok(()) => {
-                        tracing::info!(ip = %lease.ip, container = %lease.endpoint, "gave back a lost address")
-                    }
-                    Err(error) => {
-                        tracing::warn!(ip = %lease.ip, %error, "a lost address is not given back")
-                    }
-                }
-            }
-        });
+        if let Some(ip) = endpoint.ips.first().copied() {
+            let release = self.leases.give_back(endpoint.vni, &endpoint.name, ip);
+            self.releases.retain(|r| !r.is_finished());
+            self.releases.push(release);
+        }
     }
 
     /// The kernel says that an interface is gone: with its container, if it was a port.
@@ -240,9 +205,14 @@ impl Agent {
                 self.port_gone(port.local.port_ifindex).await;
                 continue;
             }
-            self.attach_port(&port).with_context(|| {
-                format!("can't go on with the container {}", port.endpoint.name)
-            })?;
+            self.leases.keep(port.endpoint.vni, &port.endpoint.name);
+            // The others go on, whatever is wrong with this one.
+            if let Err(error) = self.attach_port(&port) {
+                tracing::error!(container = %port.endpoint.name, "can't go on with a container: {error:#}");
+            }
+            if let Err(error) = self.renew_offloads(&port).await {
+                tracing::warn!(container = %port.endpoint.name, "its offloads may not fit: {error:#}");
+            }
             if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
                 tracing::error!(container = %port.endpoint.name, %error, "the other hosts don't learn of it");
             }
@@ -255,6 +225,23 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// The last agent may have run another `--datapath`, which wants other offloads.
+    async fn renew_offloads(&self, port: &Port) -> Result<()> {
+        let inside = HostNetns::open(&port.local.netns.parse()?)?;
+        let link = self
+            .host
+            .container_link(&inside, &port.local.ifname)
+            .await?;
+        if link.and_then(|l| l.peer_index) != Some(port.local.port_ifindex) {
+            bail!(
+                "{} in {} is not its interface",
+                port.local.ifname,
+                port.local.netns
+            );
+        }
+        Ok(inside.run(|| set_offloads(&port.local.ifname, &self.plan))??)
     }
 
     /// A name that no port has: derived from network and address, which are unique.

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -23,7 +24,7 @@ use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
     FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
 };
-use crate::agent::{PortAdd, Reply, Request, join_command};
+use crate::agent::{Leases, PortAdd, Reply, Request, join_command};
 use crate::instance::Instance;
 
 /// How long a network that is not known may be on its way here.
@@ -50,6 +51,7 @@ impl Api {
 pub async fn start(
     instance: &Instance,
     cluster: Cluster,
+    leases: Arc<Leases>,
     agent: mpsc::Sender<Request>,
 ) -> Result<Api> {
     let path = instance.socket();
@@ -69,7 +71,11 @@ pub async fn start(
         )
         .route("/v1/fdb", get(fdb).post(fdb_add).delete(fdb_remove))
         .route("/v1/detach", post(detach))
-        .with_state(Ctx { cluster, agent });
+        .with_state(Ctx {
+            cluster,
+            leases,
+            agent,
+        });
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(async {
@@ -86,6 +92,7 @@ pub async fn start(
 #[derive(Clone)]
 struct Ctx {
     cluster: Cluster,
+    leases: Arc<Leases>,
     agent: mpsc::Sender<Request>,
 }
 
@@ -280,7 +287,7 @@ async fn container_add(
         ip: ask.ip,
         mac: ask.mac,
     };
-    let lease = ctx.cluster.lease(spec).await?;
+    let lease = ctx.leases.take(spec).await?;
     let add = PortAdd {
         endpoint: Endpoint {
             name: ask.name.clone(),
@@ -298,9 +305,7 @@ async fn container_add(
     {
         Ok(port) => port,
         Err(error) => {
-            if let Err(again) = ctx.cluster.release(network.vni, lease.ip, &ask.name).await {
-                tracing::warn!(container = %ask.name, error = %again, "its address is not given back");
-            }
+            ctx.leases.give_back(network.vni, &ask.name, lease.ip);
             return Err(error.into());
         }
     };

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ipnetwork::IpNetwork;
-use overlay_cluster::Token;
 use overlay_core::model::{MacAddr, Vni};
 
 use crate::agent::{Datapath, OnExit};
@@ -93,7 +92,7 @@ pub struct AttachArgs {
         value_name = "TOKEN",
         requires = "join"
     )]
-    pub token: Option<Token>,
+    pub token: Option<String>,
     /// Which hooks carry the data path
     #[arg(long, value_enum, default_value_t)]
     pub datapath: Datapath,

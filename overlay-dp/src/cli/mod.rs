@@ -56,6 +56,11 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
         .with_writer(std::io::stderr)
         .with_target(false)
         .init();
+    let token = args
+        .token
+        .map(|t| t.parse())
+        .transpose()
+        .context("--token")?;
     let host_name = match args.host_name {
         Some(name) => name,
         None => agent::default_host_name(),
@@ -64,7 +69,7 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
         instance,
         iface: args.iface,
         join: args.join,
-        token: args.token,
+        token,
         datapath: args.datapath,
         mtu: args.mtu,
         advertise: args.advertise_addr,
