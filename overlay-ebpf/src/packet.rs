@@ -263,7 +263,7 @@ impl Frame for Skb {
 
 impl Packet for Skb {
     const PASS: i32 = TC_ACT_UNSPEC;
-    const DROP: i32 = TC_ACT_SHOT as i32;
+    const DROP: i32 = TC_ACT_SHOT;
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
@@ -354,7 +354,7 @@ impl Packet for Skb {
 #[inline(always)]
 fn redirected(result: i64) -> Result<i32, DropReason> {
     if result == i64::from(TC_ACT_REDIRECT) {
-        Ok(TC_ACT_REDIRECT as i32)
+        Ok(TC_ACT_REDIRECT)
     } else {
         Err(DropReason::Helper)
     }
