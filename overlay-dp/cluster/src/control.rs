@@ -48,14 +48,15 @@ pub fn accepted(node: &Arc<Node>, connection: Connection) {
 
 async fn serve(node: &Arc<Node>, connection: &Connection) -> Result<(), StreamError> {
     let from = transport::peer(connection);
-    let Ok(_one_of_few) = node.strangers.try_acquire() else {
-        count(&node.counted.strangers_refused);
-        return Err(StreamError::Protocol("too many at once"));
-    };
-    let limit = if from.is_some() {
-        MAX_MESSAGE
-    } else {
-        MAX_JOIN
+    let (limit, _slot) = match from {
+        Some(_) => (MAX_MESSAGE, None),
+        None => match node.joins.try_acquire() {
+            Ok(slot) => (MAX_JOIN, Some(slot)),
+            Err(_) => {
+                count(&node.counted.strangers_refused);
+                return Err(StreamError::Protocol("too many joins at once"));
+            }
+        },
     };
     let opened = timeout(PATIENCE, connection.accept_bi()).await;
     let (mut out, mut inward) = opened.map_err(|_| StreamError::Timeout(PATIENCE))??;
@@ -119,7 +120,7 @@ where
 {
     let asked = node.clone();
     let changed = node.store.update(move |state| {
-        let live = |host| asked.is_live(host);
+        let live = |host| asked.live().contains(&host);
         let new_id = HostId(rand::rng().random());
         let context = Context {
             now: wall_clock(),
@@ -249,7 +250,7 @@ async fn resolve(addr: &str, info: &HostInfo) -> Result<SocketAddr, Error> {
         addr: addr.to_owned(),
         problem,
     };
-    if let Ok(ip) = addr.parse() {
+    if let Ok(ip) = addr.trim_matches(['[', ']']).parse() {
         return Ok(SocketAddr::new(ip, DEFAULT_PORT));
     }
     let with_port = match addr.rsplit_once(':') {

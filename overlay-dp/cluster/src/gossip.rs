@@ -135,7 +135,17 @@ async fn run(node: Arc<Node>, connection: Connection, host: HostId) {
         ended = streams(&node, &connection, host) => ended,
         ended = follow_again(&node, &connection, host) => ended,
     };
-    tracing::debug!(%host, reason = %ended, "connection ended");
+    let closed = |code: &quinn::ApplicationClose| code.error_code == Goodbye::NotAMember.code();
+    match &ended {
+        quinn::ConnectionError::ApplicationClosed(close)
+            if closed(close) && node.book(|book| book.facts().manager) == host =>
+        {
+            tracing::warn!(
+                "the manager says that this host is no member any more: leave, and join again"
+            );
+        }
+        _ => tracing::debug!(%host, reason = %ended, "connection ended"),
+    }
     node.remove_link(host, &connection);
 }
 

@@ -136,6 +136,9 @@ pub fn handle(
         return Err(not_manager());
     };
     if facts.host(from).is_none() {
+        if let Request::Leave = request {
+            return Ok(Reply::Done);
+        }
         return Err(refused(format!(
             "host {from} is no member of this cluster: join it again"
         )));
@@ -228,3 +231,6 @@ fn vtep_taken(vtep: IpAddr, name: &str, id: HostId) -> Error {
         "VTEP {vtep} belongs to host {name} ({id}): give this host its own address, or let {name} leave first"
     ))
 }
+
+#[cfg(test)]
+mod tests;

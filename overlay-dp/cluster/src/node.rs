@@ -1,7 +1,7 @@
 //! One host at run time: the state that all its tasks share, and the way every change takes
 //! through it. Locks are held for computing only, never across an await, and `swim` before `book`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -48,8 +48,8 @@ pub struct Node {
     /// The next membership timer may be another one.
     pub timer: Notify,
     pub counted: Counted,
-    /// Requests without a certificate that are being handled.
-    pub strangers: Semaphore,
+    /// Slots for requests without a certificate.
+    pub joins: Semaphore,
     pub events: mpsc::UnboundedSender<Event>,
     pub backlog: Arc<AtomicUsize>,
     pub stop: watch::Sender<bool>,
@@ -179,9 +179,6 @@ impl Node {
             count(&self.counted.messages_refused);
             return;
         }
-        if facts.host(self.me).is_none() {
-            tracing::error!("the manager has removed this host from the cluster: join it again");
-        }
         let kept = facts.clone();
         let (news, gone) = self.book(|book| {
             let before: Vec<HostId> = book.peers().map(|host| host.id).collect();
@@ -219,37 +216,49 @@ impl Node {
         }
     }
 
-    /// Whether another host is thought to be alive.
-    pub fn is_live(&self, host: HostId) -> bool {
-        self.link(host).is_some() || self.state(host) != MemberState::Down
+    /// What SWIM thinks of the other hosts, of those that it has met.
+    fn states(&self) -> BTreeMap<HostId, MemberState> {
+        let swim = self.swim.lock();
+        let states = swim.states().map(|(host, state)| match state {
+            foca::State::Alive => (host, MemberState::Alive),
+            foca::State::Suspect => (host, MemberState::Suspect),
+            foca::State::Down => (host, MemberState::Down),
+        });
+        states.collect()
     }
 
-    fn state(&self, host: HostId) -> MemberState {
-        let swim = self.swim.lock();
-        let state = swim
-            .states()
-            .find(|(id, _)| *id == host)
-            .map(|(_, state)| state);
-        match state {
-            Some(foca::State::Alive) => MemberState::Alive,
-            Some(foca::State::Suspect) => MemberState::Suspect,
-            Some(foca::State::Down) | None => MemberState::Down,
-        }
+    /// The other hosts that are thought to be alive.
+    pub fn live(&self) -> BTreeSet<HostId> {
+        let states = self.states().into_iter();
+        let alive = states
+            .filter(|(_, state)| *state != MemberState::Down)
+            .map(|(host, _)| host);
+        let mut live: BTreeSet<HostId> = alive.collect();
+        let links = self.links.lock();
+        let open = |links: &Vec<Connection>| links.iter().any(|link| link.close_reason().is_none());
+        live.extend(
+            links
+                .iter()
+                .filter(|(_, links)| open(links))
+                .map(|(host, _)| *host),
+        );
+        live
     }
 
     pub fn members(&self) -> Vec<Member> {
         let hosts = self.book(|book| book.facts().hosts.clone());
+        let states = self.states();
         let member = |host: Host| {
             let me = host.id == self.me;
-            let state = if me {
-                MemberState::Alive
+            let known = if me {
+                Some(MemberState::Alive)
             } else {
-                self.state(host.id)
+                states.get(&host.id).copied()
             };
             let rtt = self.link(host.id).map(|link| link.rtt());
             Member {
                 host,
-                state,
+                state: known.unwrap_or(MemberState::Down),
                 rtt,
                 me,
             }
@@ -304,8 +313,8 @@ impl Node {
                     .filter(|id| book.is_up(*id));
                 up.collect()
             });
-            let now = Instant::now();
-            for host in up.into_iter().filter(|host| !self.is_live(*host)) {
+            let (now, live) = (Instant::now(), self.live());
+            for host in up.into_iter().filter(|host| !live.contains(host)) {
                 self.book(|book| book.down(host, now));
             }
             self.book(|book| book.expire(now));

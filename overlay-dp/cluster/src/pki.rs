@@ -373,6 +373,48 @@ mod tests {
         );
     }
 
+    /// What a joiner with a token of `trusted` makes of a server that presents `leaf` and `ca`.
+    fn join(trusted: &Authority, leaf: &[u8], ca: &Authority) -> (bool, Option<bool>) {
+        let presented = Arc::new(OnceLock::new());
+        let ca_hash = fingerprint(&trusted.cert);
+        let joiner = JoinVerifier {
+            ca: ca_hash,
+            provider: provider(),
+            presented: presented.clone(),
+        };
+        let chain = [CertificateDer::from(ca.cert.as_slice())];
+        let name = ServerName::try_from(MANAGER_NAME).unwrap();
+        let verified = joiner.verify_server_cert(&leaf.into(), &chain, &name, &[], UnixTime::now());
+        let own = presented
+            .get()
+            .map(|presented| matches!(presented, Presented::Ca(_)));
+        (verified.is_ok(), own)
+    }
+
+    #[test]
+    fn a_joiner_trusts_only_a_manager_of_the_tokens_cluster() {
+        let (own, other) = (Authority::new().unwrap(), Authority::new().unwrap());
+        let (_, csr) = new_request().unwrap();
+        let leaf = |ca: &Authority, manager| ca.certify(&csr, HostId(1), manager).unwrap();
+        assert_eq!(join(&own, &leaf(&own, true), &own), (true, Some(true)));
+        assert_eq!(
+            join(&own, &leaf(&own, false), &own),
+            (false, None),
+            "a mere member"
+        );
+        assert_eq!(
+            join(&own, &leaf(&other, true), &other),
+            (false, Some(false))
+        );
+        assert_eq!(
+            join(&own, &leaf(&other, true), &own),
+            (false, None),
+            "with a borrowed CA"
+        );
+        assert_eq!(join(&own, &own.cert, &own), (false, None), "the CA itself");
+        assert_eq!(join(&own, b"noise", &own), (false, None));
+    }
+
     #[test]
     fn a_request_that_is_none_is_refused() {
         let authority = Authority::new().unwrap();

@@ -48,7 +48,11 @@ pub enum Goodbye {
 
 impl Goodbye {
     pub fn say(self, connection: &Connection) {
-        connection.close(VarInt::from_u32(self as u32), self.reason());
+        connection.close(self.code(), self.reason());
+    }
+
+    pub fn code(self) -> VarInt {
+        VarInt::from_u32(self as u32)
     }
 
     fn reason(self) -> &'static [u8] {
@@ -71,8 +75,7 @@ pub fn bind(addr: SocketAddr, flag: &'static str) -> Result<Endpoint, Error> {
 
 /// Says goodbye on all connections of a socket, and gives it up.
 pub async fn close(endpoint: Endpoint) {
-    let code = VarInt::from_u32(Goodbye::Shutdown as u32);
-    endpoint.close(code, Goodbye::Shutdown.reason());
+    endpoint.close(Goodbye::Shutdown.code(), Goodbye::Shutdown.reason());
     let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
 }
 
