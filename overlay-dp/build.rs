@@ -12,6 +12,8 @@ fn main() {
         println!("cargo::rustc-cfg=with_ebpf");
         println!("cargo::rustc-env=OVERLAY_EBPF_OBJECT={}", object.display());
     } else {
-        println!("cargo::warning=no BPF object yet: run 'cargo xtask build-ebpf', then build again");
+        println!(
+            "cargo::warning=no BPF object yet: run 'cargo xtask build-ebpf', then build again"
+        );
     }
 }

@@ -43,8 +43,10 @@ fn attach_that_can_not_work() {
 
             // As a kernel vxlan device has it.
             let socket = host.ns.within(|| Ok(UdpSocket::bind("0.0.0.0:4789")?))?;
-            attach_fails(host, "attach --iface eth0", &["4789"])?;
+            let done = run(host.overlay_cmd("attach --iface eth0"))?;
+            // Else it would count as left behind.
             drop(socket);
+            fails(host, done, &["4789"])?;
 
             let attach = |wrapper: &str| host.overlay_cmd_under(wrapper, "attach --iface eth0");
             let weak = "setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all";

@@ -346,6 +346,7 @@ impl Pool {
                 }
                 ip
             }
+            Some(ip) if ip == self.network.gateway => return Err(Error::GatewayLeased(ip)),
             Some(ip) => {
                 return Err(Error::Address {
                     ip,

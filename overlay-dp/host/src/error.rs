@@ -55,7 +55,7 @@ pub enum Error {
     TakenOnHost(String),
     /// The container has such an interface already.
     #[error(
-        "the container has an interface '{0}' already: choose another name, or remove that one"
+        "the container has an interface '{0}' already: choose another with --ifname, or remove that one"
     )]
     TakenInContainer(String),
     /// No such interface.
@@ -130,7 +130,7 @@ pub enum Error {
     #[error("missing {}: run as root, or give the program these capabilities", list(.0))]
     Privileges(Vec<String>),
     /// Kernel too old.
-    #[error("Linux {}.{} is too old: use Linux {}.{} or newer", .have.0, .have.1, .need.0, .need.1)]
+    #[error("kernel {}.{} is too old: use Linux {}.{} or newer", .have.0, .have.1, .need.0, .need.1)]
     KernelTooOld {
         /// This kernel.
         have: (u32, u32),

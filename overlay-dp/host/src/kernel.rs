@@ -67,7 +67,7 @@ mod tests {
         assert!(require((6, 1)).is_ok());
         assert_eq!(
             require((5, 15)).unwrap_err().to_string(),
-            "Linux 5.15 is too old: use Linux 6.1 or newer"
+            "kernel 5.15 is too old: use Linux 6.1 or newer"
         );
     }
 }

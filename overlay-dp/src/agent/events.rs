@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use overlay_cluster::{Event, MemberState};
 use overlay_common::wire::{Ip16, unmap_v4};
-use overlay_core::model::HostId;
+use overlay_core::model::{Endpoint, Host, HostId};
 use overlay_host::HostEvent;
 
 use super::Agent;
@@ -19,6 +19,7 @@ impl Agent {
                     && old.vtep != host.vtep
                 {
                     self.remove_vtep(old.vtep);
+                    self.endpoints_again(&host);
                 }
             }
             Event::MemberDown(id) => {
@@ -39,10 +40,8 @@ impl Agent {
                 self.tables.write().network_remove(network.vni);
             }
             Event::EndpointUp { host, endpoint } => {
-                if let Some(vtep) = self.vtep_of(host)
-                    && let Err(error) = self.tables.write().endpoint_up(vtep, &endpoint)
-                {
-                    tracing::warn!(endpoint = %endpoint.name, %error, "an endpoint is not taken");
+                if let Some(vtep) = self.vtep_of(host) {
+                    self.endpoint_up(vtep, &endpoint);
                 }
             }
             Event::EndpointDown { host, endpoint } => {
@@ -50,6 +49,23 @@ impl Agent {
                     self.tables.write().endpoint_down(vtep, &endpoint);
                 }
             }
+        }
+    }
+
+    /// A host has moved to another VTEP, and its endpoints with it.
+    fn endpoints_again(&mut self, host: &Host) {
+        for network in self.cluster.networks() {
+            for (owner, endpoint) in self.cluster.endpoints(network.vni) {
+                if owner == host.id {
+                    self.endpoint_up(host.vtep, &endpoint);
+                }
+            }
+        }
+    }
+
+    fn endpoint_up(&mut self, vtep: IpAddr, endpoint: &Endpoint) {
+        if let Err(error) = self.tables.write().endpoint_up(vtep, endpoint) {
+            tracing::warn!(endpoint = %endpoint.name, %error, "an endpoint is not taken");
         }
     }
 

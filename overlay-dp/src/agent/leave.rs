@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::datapath::{PORT_PREFIX, PUNT_FAR, PUNT_NEAR};
 use super::state::StateFile;
-use super::{Agent, OnExit};
+use super::{Agent, OnExit, Port};
 use crate::api::Detached;
 use crate::bpf::{Bpf, Site};
 use crate::instance::Instance;
@@ -199,8 +199,7 @@ impl Agent {
     /// `detach`: leaves the cluster and removes everything.
     pub(super) async fn leave(mut self) -> Result<Detached> {
         let mut undone = Vec::new();
-        for port in self.state.ports.clone() {
-            self.port_remove(&port).await?;
+        for port in self.detach_containers().await {
             undone.push(format!("detached container {}", port.endpoint.name));
         }
         if let Err(error) = self.cluster.clone().leave().await {
@@ -220,9 +219,7 @@ impl Agent {
             return Ok(());
         }
         tracing::info!("stopping: detaching containers and removing the data path");
-        for port in self.state.ports.clone() {
-            self.port_remove(&port).await?;
-        }
+        self.detach_containers().await;
         // Addresses that the manager can't be told about now are given back at the next start.
         for release in self.releases.drain(..) {
             let _ = tokio::time::timeout(RELEASE_WAIT, release).await;
@@ -230,6 +227,16 @@ impl Agent {
         self.cluster.clone().shutdown().await;
         self.remove_datapath(false).await;
         Ok(())
+    }
+
+    async fn detach_containers(&mut self) -> Vec<Port> {
+        let ports = self.state.ports.clone();
+        for port in &ports {
+            if let Err(error) = self.port_remove(port).await {
+                tracing::error!(container = %port.endpoint.name, "{error:#}");
+            }
+        }
+        ports
     }
 
     async fn remove_datapath(mut self, with_state: bool) -> Vec<String> {

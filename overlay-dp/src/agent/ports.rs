@@ -105,13 +105,10 @@ impl Agent {
         Ok(())
     }
 
-    /// Removes this host's ports of that name, and tells the cluster.
+    /// Removes this host's ports of that name, if any, and tells the cluster.
     pub(super) async fn ports_remove(&mut self, name: &str, vni: Option<Vni>) -> Result<Vec<Port>> {
         let wanted = |p: &&Port| p.endpoint.name == name && vni.is_none_or(|v| v == p.endpoint.vni);
         let ports: Vec<Port> = self.state.ports.iter().filter(wanted).cloned().collect();
-        if ports.is_empty() {
-            bail!("no container '{name}' on this host: see 'overlay-dp container ls'");
-        }
         for port in &ports {
             self.port_remove(port).await?;
         }
@@ -121,10 +118,10 @@ impl Agent {
     pub(super) async fn port_remove(&mut self, port: &Port) -> Result<()> {
         self.undo_port(port).await;
         self.state.ports.retain(|p| p.local.port != port.local.port);
-        self.state_file.save(&self.state)?;
+        let saved = self.state_file.save(&self.state);
         self.withdraw(&port.endpoint);
         tracing::info!(container = %port.endpoint.name, "container detached");
-        Ok(())
+        saved
     }
 
     async fn undo_port(&mut self, port: &Port) {

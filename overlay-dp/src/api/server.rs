@@ -327,9 +327,13 @@ async fn container_remove(
         Some(name) => Some(ctx.network(name).await?.vni),
         None => None,
     };
+    let name = ask.name.clone();
     let removed = ctx
-        .ask(|reply| Request::PortsRemove(ask.name, vni, reply))
+        .ask(|reply| Request::PortsRemove(name, vni, reply))
         .await?;
+    if removed.is_empty() {
+        return Err(not_here(&ctx, &ask.name, vni).into());
+    }
     let me = ctx.cluster.me();
     let names: HashMap<Vni, String> = ctx
         .cluster
@@ -351,6 +355,26 @@ async fn container_remove(
         )
     });
     Ok(Json(list.collect()))
+}
+
+/// Says where a container is that is not on this host.
+fn not_here(ctx: &Ctx, name: &str, vni: Option<Vni>) -> anyhow::Error {
+    let me = ctx.cluster.me().id;
+    let networks = ctx.cluster.networks();
+    let wanted = networks.iter().filter(|n| vni.is_none_or(|v| v == n.vni));
+    let elsewhere = wanted
+        .flat_map(|n| ctx.cluster.endpoints(n.vni))
+        .find(|(host, endpoint)| *host != me && endpoint.name == name);
+    match elsewhere {
+        Some((host, _)) => {
+            let names = ctx.host_names();
+            let host = names
+                .get(&host)
+                .map_or_else(|| host.to_string(), |h| h.name.clone());
+            anyhow!("container '{name}' is on host '{host}': remove it there")
+        }
+        None => anyhow!("no container '{name}' on this host: see 'overlay-dp container ls'"),
+    }
 }
 
 async fn fdb(State(ctx): State<Ctx>) -> Answer<Vec<FdbRow>> {

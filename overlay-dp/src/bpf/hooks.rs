@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use overlay_common::layout::names;
 use serde::{Deserialize, Serialize};
 
@@ -286,16 +286,25 @@ pub fn detach_filter(site: Site, interface: &str) {
     }
 }
 
-fn load_once<E: std::error::Error + Send + Sync + 'static>(
+/// Loads a program unless it is loaded. The verifier's many lines are for the debug log.
+fn load_once(
     loaded: bool,
-    load: impl FnOnce() -> Result<(), E>,
+    load: impl FnOnce() -> Result<(), ProgramError>,
     name: &str,
 ) -> Result<()> {
     if loaded {
-        Ok(())
-    } else {
-        load().with_context(|| format!("the kernel refused the program {name}"))
+        return Ok(());
     }
+    load().map_err(|error| match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            tracing::debug!("the verifier on {name}: {verifier_log}");
+            anyhow!("the kernel refused the program {name}: {io_error} (RUST_LOG=debug shows why)")
+        }
+        other => anyhow!("the kernel refused the program {name}: {other}"),
+    })
 }
 
 fn pinned(pin: &std::path::Path) -> Result<Option<FdLink>> {

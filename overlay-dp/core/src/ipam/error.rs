@@ -105,6 +105,9 @@ pub enum Error {
         /// Its host.
         host: HostId,
     },
+    /// Every agent answers for it.
+    #[error("address {0} is the network's gateway: choose another --ip")]
+    GatewayLeased(IpAddr),
     /// Outside of the subnet, or one that nobody may have.
     #[error("address {ip} is no free host address of {subnet}: choose another --ip")]
     Address {
