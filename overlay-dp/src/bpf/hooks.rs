@@ -2,12 +2,15 @@
 //! agent detaches nothing, and a new one replaces the program behind the pin without a gap.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail};
+use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{
+    LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+};
 use overlay_common::layout::names;
 use serde::{Deserialize, Serialize};
 
@@ -105,9 +108,20 @@ impl Bpf {
         why: &str,
     ) -> Result<Hook> {
         let program = site.program(kind);
+        let pin = self.pin_path(site, kind, ifindex);
         let attached = match kind {
-            HookKind::Xdp => self.attach_xdp(program, site, interface, ifindex)?,
-            HookKind::Tcx => self.attach_tc(program, site, interface, ifindex)?,
+            HookKind::Xdp => {
+                self.attach_program::<Xdp>(program, &pin, interface, ifindex)?;
+                "xdp native"
+            }
+            HookKind::Tcx if overlay_host::kernel::tcx_supported()? => {
+                self.attach_program::<SchedClassifier>(program, &pin, interface, ifindex)?;
+                "tcx ingress"
+            }
+            HookKind::Tcx => {
+                self.attach_filter(program, interface)?;
+                "clsact ingress"
+            }
         };
         let other = if kind == HookKind::Xdp {
             HookKind::Tcx
@@ -159,122 +173,147 @@ impl Bpf {
         self.links.join(format!("{}-{ifindex}-{kind}", site.name()))
     }
 
-    fn attach_xdp(
+    fn attach_program<P: Linked>(
         &mut self,
         name: &str,
-        site: Site,
+        pin: &Path,
         interface: &str,
         ifindex: u32,
-    ) -> Result<&'static str> {
-        let pin = self.pin_path(site, HookKind::Xdp, ifindex);
-        let program: &mut Xdp = self
-            .ebpf
-            .program_mut(name)
-            .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
-            .try_into()?;
-        load_once(program.fd().is_ok(), || program.load(), name)?;
-        if let Some(old) = pinned(&pin)? {
-            let replaced = old
-                .try_into()
-                .map_err(anyhow::Error::from)
-                .and_then(|link| Ok(program.attach_to_link(link)?))
-                .and_then(|id| Ok(program.take_link(id)?));
-            match replaced {
-                Ok(link) => {
-                    drop(link);
-                    return Ok("xdp native");
-                }
+    ) -> Result<()>
+    where
+        for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
+        let program = loaded::<P>(&mut self.ebpf, name)?;
+        if let Some(old) = pinned(pin)? {
+            match program.replace(old) {
+                Ok(()) => return Ok(()),
                 Err(error) => {
                     tracing::debug!(interface, %error, "the pinned link is stale, attaching anew");
-                    std::fs::remove_file(&pin)?;
+                    std::fs::remove_file(pin)?;
                 }
             }
         }
-        let id = program.attach_to_if_index(ifindex, XdpMode::Driver).with_context(|| {
-            format!(
-                "can't attach native XDP to {interface} (its driver may have none, or another XDP program is there: \
-                 see 'ip link show {interface}'); use --datapath tcx"
-            )
-        })?;
-        let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(&pin)
+        let link = program.attach_new(interface, ifindex)?;
+        link.pin(pin)
             .with_context(|| format!("can't pin {}", pin.display()))?;
-        Ok("xdp native")
+        Ok(())
     }
 
-    fn attach_tc(
-        &mut self,
-        name: &str,
-        site: Site,
-        interface: &str,
-        ifindex: u32,
-    ) -> Result<&'static str> {
-        let pin = self.pin_path(site, HookKind::Tcx, ifindex);
-        let program: &mut SchedClassifier = self
-            .ebpf
-            .program_mut(name)
-            .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
-            .try_into()?;
-        load_once(program.fd().is_ok(), || program.load(), name)?;
-        let context = || format!("can't attach a tc program to {interface}");
-        if !overlay_host::kernel::tcx_supported()? {
-            // Already there is fine.
-            let _ = tc::qdisc_add_clsact(interface);
-            let options = NlOptions {
-                priority: TC_PRIORITY,
-                handle: TC_HANDLE,
-                ..NlOptions::default()
-            };
-            let attached = program.attach_with_options(
-                interface,
-                TcAttachType::Ingress,
-                TcAttachOptions::Netlink(options),
-            );
-            let id = match attached {
-                Ok(id) => id,
-                Err(_) => {
-                    let old = SchedClassifierLink::attached(
-                        interface,
-                        TcAttachType::Ingress,
-                        TC_PRIORITY,
-                        TC_HANDLE,
-                        None,
-                    )?;
-                    program.attach_to_link(old).with_context(context)?
-                }
-            };
-            // Dropping it would detach; the filter is to outlive the agent.
-            std::mem::forget(program.take_link(id)?);
-            return Ok("clsact ingress");
-        }
-        if let Some(old) = pinned(&pin)? {
-            let replaced = old
-                .try_into()
-                .map_err(anyhow::Error::from)
-                .and_then(|link| Ok(program.attach_to_link(link)?))
-                .and_then(|id| Ok(program.take_link(id)?));
-            match replaced {
-                Ok(link) => {
-                    drop(link);
-                    return Ok("tcx ingress");
-                }
-                Err(error) => {
-                    tracing::debug!(interface, %error, "the pinned link is stale, attaching anew");
-                    std::fs::remove_file(&pin)?;
-                }
+    /// clsact filters have no link: they stay until they are removed by name.
+    fn attach_filter(&mut self, name: &str, interface: &str) -> Result<()> {
+        let program = loaded::<SchedClassifier>(&mut self.ebpf, name)?;
+        // That it is there already is fine.
+        let _ = tc::qdisc_add_clsact(interface);
+        let options = NlOptions {
+            priority: TC_PRIORITY,
+            handle: TC_HANDLE,
+            ..NlOptions::default()
+        };
+        let new = TcAttachOptions::Netlink(options);
+        let id = match program.attach_with_options(interface, TcAttachType::Ingress, new) {
+            Ok(id) => id,
+            Err(_) => {
+                let old = SchedClassifierLink::attached(
+                    interface,
+                    TcAttachType::Ingress,
+                    TC_PRIORITY,
+                    TC_HANDLE,
+                    None,
+                )?;
+                program
+                    .attach_to_link(old)
+                    .with_context(|| format!("can't attach a tc filter to {interface}"))?
             }
-        }
-        let id = program
-            .attach_with_options(
-                interface,
-                TcAttachType::Ingress,
-                TcAttachOptions::TcxOrder(LinkOrder::default()),
+        };
+        // Dropping it would detach; the filter is to outlive the agent.
+        std::mem::forget(program.take_link(id)?);
+        Ok(())
+    }
+}
+
+/// A program whose attachment is a link that can be pinned, and given another program.
+trait Linked: Sized {
+    fn is_loaded(&self) -> bool;
+    fn load_it(&mut self) -> Result<(), ProgramError>;
+    /// Puts this program in the place of the one behind `old`, without a gap.
+    fn replace(&mut self, old: FdLink) -> Result<()>;
+    fn attach_new(&mut self, interface: &str, ifindex: u32) -> Result<FdLink>;
+}
+
+impl Linked for Xdp {
+    fn is_loaded(&self) -> bool {
+        self.fd().is_ok()
+    }
+
+    fn load_it(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn replace(&mut self, old: FdLink) -> Result<()> {
+        let id = self.attach_to_link(old.try_into()?)?;
+        // The pin holds it.
+        drop(self.take_link(id)?);
+        Ok(())
+    }
+
+    fn attach_new(&mut self, interface: &str, ifindex: u32) -> Result<FdLink> {
+        let id = self.attach_to_if_index(ifindex, XdpMode::Driver).with_context(|| {
+            format!(
+                "can't attach native XDP to {interface} (its driver may have none, or another XDP \
+                 program is there: see 'ip link show {interface}'); use --datapath tcx"
             )
-            .with_context(context)?;
-        let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(&pin)
-            .with_context(|| format!("can't pin {}", pin.display()))?;
-        Ok("tcx ingress")
+        })?;
+        Ok(self.take_link(id)?.try_into()?)
+    }
+}
+
+impl Linked for SchedClassifier {
+    fn is_loaded(&self) -> bool {
+        self.fd().is_ok()
+    }
+
+    fn load_it(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn replace(&mut self, old: FdLink) -> Result<()> {
+        let id = self.attach_to_link(old.try_into()?)?;
+        drop(self.take_link(id)?);
+        Ok(())
+    }
+
+    fn attach_new(&mut self, interface: &str, _ifindex: u32) -> Result<FdLink> {
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = self
+            .attach_with_options(interface, TcAttachType::Ingress, options)
+            .with_context(|| format!("can't attach a tcx program to {interface}"))?;
+        Ok(self.take_link(id)?.try_into()?)
+    }
+}
+
+/// The program of that name, loaded into the kernel. The verifier's many lines are for the debug
+/// log.
+fn loaded<'a, P: Linked>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name);
+    let program: &mut P = program
+        .with_context(|| format!("the BPF object has no program {name}"))?
+        .try_into()?;
+    if program.is_loaded() {
+        return Ok(program);
+    }
+    match program.load_it() {
+        Ok(()) => Ok(program),
+        Err(ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        }) => {
+            tracing::debug!("the verifier on {name}: {verifier_log}");
+            bail!("the kernel refused the program {name}: {io_error} (RUST_LOG=debug shows why)")
+        }
+        Err(other) => bail!("the kernel refused the program {name}: {other}"),
     }
 }
 
@@ -286,28 +325,7 @@ pub fn detach_filter(site: Site, interface: &str) {
     }
 }
 
-/// Loads a program unless it is loaded. The verifier's many lines are for the debug log.
-fn load_once(
-    loaded: bool,
-    load: impl FnOnce() -> Result<(), ProgramError>,
-    name: &str,
-) -> Result<()> {
-    if loaded {
-        return Ok(());
-    }
-    load().map_err(|error| match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            tracing::debug!("the verifier on {name}: {verifier_log}");
-            anyhow!("the kernel refused the program {name}: {io_error} (RUST_LOG=debug shows why)")
-        }
-        other => anyhow!("the kernel refused the program {name}: {other}"),
-    })
-}
-
-fn pinned(pin: &std::path::Path) -> Result<Option<FdLink>> {
+fn pinned(pin: &Path) -> Result<Option<FdLink>> {
     match PinnedLink::from_pin(pin) {
         Ok(link) => Ok(Some(link.into())),
         Err(LinkError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => {

@@ -1,0 +1,174 @@
+//! Starting: checks first, then the data path, then the cluster, then what the last agent left.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow, bail};
+use overlay_cluster::{Cluster, Start};
+use overlay_host::{Host, Monitor, Uplink};
+use tokio::sync::mpsc;
+
+use super::leases::Leases;
+use super::next_hops::NextHops;
+use super::state::StateFile;
+use super::{Agent, Inputs, Options, Request, datapath};
+use crate::api::server::{self, Api};
+use crate::instance::Instance;
+
+impl Agent {
+    /// Starts everything; what is half done when that fails is for [`leave::Before::restore`].
+    pub(super) async fn start_with_api(
+        options: Options,
+        lock: OwnedFd,
+    ) -> Result<(Agent, Inputs, Api, mpsc::Receiver<Request>)> {
+        let (agent, inputs) = Agent::start(options, lock).await?;
+        let (sender, requests) = mpsc::channel(64);
+        let (cluster, leases) = (agent.cluster.clone(), Arc::clone(&agent.leases));
+        match server::start(&agent.options.instance, cluster, leases, sender).await {
+            Ok(api) => Ok((agent, inputs, api, requests)),
+            Err(error) => {
+                agent.cluster.clone().shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(options: Options, lock: OwnedFd) -> Result<(Agent, Inputs)> {
+        let host = Host::new()?;
+        let uplink = Uplink::discover(&host, &options.iface, options.advertise).await?;
+        let inner_mtu = inner_mtu(&uplink, options.mtu)?;
+        let data_port = reserve(uplink.addr, options.data_port)?;
+        let start = choose_start(&options)?;
+        let state_file = StateFile::in_dir(&options.instance.state_dir())?;
+        let state = state_file.load()?;
+        overlay_host::bpffs::ensure_mounted(Instance::BPFFS.as_ref())?;
+        let made = datapath::make(&options, &host, &uplink, inner_mtu).await?;
+        let (monitor, host_events) = Monitor::new()?;
+        tokio::spawn(monitor);
+        let config = overlay_cluster::Config {
+            data_port: options.data_port,
+            control_port: options.control_port,
+            gossip_port: options.gossip_port,
+            ..overlay_cluster::Config::new(
+                cluster_dir(&options.instance),
+                &options.host_name,
+                uplink.addr,
+            )
+        };
+        let (cluster, cluster_events) = Cluster::start(config, start).await?;
+        let mut agent = Agent {
+            plan: made.plan,
+            hooks: made.hooks,
+            bpf: made.bpf,
+            inner_mtu,
+            tables: made.tables,
+            slow: made.slow,
+            next_hops: NextHops::default(),
+            members: HashMap::new(),
+            started: Instant::now(),
+            settled: false,
+            options,
+            host,
+            uplink,
+            leases: Leases::new(cluster.clone()),
+            releases: Vec::new(),
+            cluster,
+            state,
+            state_file,
+            _lock: lock,
+            _data_port: data_port,
+        };
+        agent.take_over().await?;
+        Ok((
+            agent,
+            Inputs {
+                cluster: cluster_events,
+                host: host_events,
+            },
+        ))
+    }
+
+    /// Fills the tables with what is known at the start: networks, hosts, and the ports and
+    /// static entries of the last agent.
+    async fn take_over(&mut self) -> Result<()> {
+        for network in self.cluster.networks() {
+            self.tables.write().network_add(network);
+        }
+        for member in self.cluster.members().into_iter().filter(|m| !m.me) {
+            self.add_vtep(member.host.vtep).await;
+            self.members.insert(member.host.id, member.host);
+        }
+        for entry in self.state.statics.clone() {
+            self.add_vtep(entry.vtep).await;
+            if let Err(error) = self.tables.write().static_add(entry.clone()) {
+                tracing::warn!(mac = %entry.mac, %error, "a static entry is not taken over");
+            }
+        }
+        self.take_over_ports().await?;
+        self.leases.give_back_lost();
+        self.state.uplink = Some(self.uplink.name.clone());
+        self.state_file.save(&self.state)?;
+        self.flush();
+        Ok(())
+    }
+}
+
+fn inner_mtu(uplink: &Uplink, wanted: Option<u32>) -> Result<u32> {
+    let most = uplink.container_mtu();
+    match wanted {
+        None => Ok(most),
+        Some(mtu) if mtu > most => bail!(
+            "--mtu {mtu} does not fit: {} has an MTU of {}, which leaves {most} for containers",
+            uplink.name,
+            uplink.mtu
+        ),
+        Some(mtu) if mtu < overlay_host::uplink::MIN_CONTAINER_MTU => {
+            bail!(
+                "--mtu {mtu} is too small: use {} at least",
+                overlay_host::uplink::MIN_CONTAINER_MTU
+            )
+        }
+        Some(mtu) => Ok(mtu),
+    }
+}
+
+/// Holds the data port, so that no kernel vxlan device or other program takes frames that are
+/// not ours, and so that a second one of us is noticed.
+fn reserve(address: IpAddr, port: u16) -> Result<std::net::UdpSocket> {
+    std::net::UdpSocket::bind((address, port)).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow!(
+            "port {port}/udp is taken on {address}: stop what uses it (see 'ss -ulpn' and 'ip -d link show type \
+             vxlan'), or use another one on all hosts with --data-port"
+        ),
+        _ => anyhow!("can't use port {port}/udp on {address}: {error}"),
+    })
+}
+
+fn cluster_dir(instance: &Instance) -> std::path::PathBuf {
+    instance.state_dir().join("cluster")
+}
+
+/// New, joining, or going on.
+fn choose_start(options: &Options) -> Result<Start> {
+    let stored = overlay_cluster::stored(&cluster_dir(&options.instance))?;
+    match (stored, &options.join, &options.token) {
+        (None, None, _) => Ok(Start::New),
+        (None, Some(addr), Some(token)) => Ok(Start::Join {
+            addr: addr.clone(),
+            token: token.clone(),
+        }),
+        (Some(_), None, _) => Ok(Start::Resume),
+        (Some(stored), Some(_), Some(token)) if stored.is_of(token) => {
+            tracing::info!("this host is a member of that cluster already: going on as such");
+            Ok(Start::Resume)
+        }
+        (Some(_), Some(_), _) => bail!(
+            "this host is a member of another cluster: leave it first with 'overlay-dp detach', or go on as its \
+             member without --join"
+        ),
+        (None, Some(_), None) => bail!("--join needs --token"),
+    }
+}
