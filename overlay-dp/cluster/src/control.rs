@@ -163,7 +163,7 @@ pub async fn ask(node: &Arc<Node>, request: Request) -> Result<Reply, Error> {
         let called = call(&socket, config, addr, &host_name(manager), &request).await;
         called.map_err(|error| unreachable(error.to_string()))?
     };
-    if let Reply::Network { facts, .. } = &reply {
+    if let Reply::Network { facts, .. } | Reply::Facts(Some(facts)) = &reply {
         node.take_facts(facts.clone());
     }
     match reply {

@@ -217,6 +217,30 @@ impl Cluster {
         self.node.book(|book| book.facts().networks.clone())
     }
 
+    /// Finds a network by its name, at the manager if it is not known here: somebody may have made
+    /// it on another host just now.
+    ///
+    /// # Errors
+    /// When it is not known here and the manager does not answer.
+    pub async fn network(&self, name: &str) -> Result<Option<Network>, Error> {
+        let find = || {
+            self.networks()
+                .into_iter()
+                .find(|network| network.name == name)
+        };
+        if find().is_none() {
+            self.refresh().await?;
+        }
+        Ok(find())
+    }
+
+    async fn refresh(&self) -> Result<(), Error> {
+        let have = self.node.book(|book| book.facts().version);
+        control::ask(&self.node, Request::Facts { have })
+            .await
+            .map(|_| ())
+    }
+
     /// Makes a network, which [`Cluster::networks`] has when this returns. `avoid` are this host's
     /// routes: subnets that it must not overlap.
     ///
@@ -227,7 +251,8 @@ impl Cluster {
         spec: NetworkSpec,
         avoid: Vec<IpNetwork>,
     ) -> Result<Network, Error> {
-        self.network(Request::NetworkCreate { spec, avoid }).await
+        self.change_network(Request::NetworkCreate { spec, avoid })
+            .await
     }
 
     /// Removes a network that no endpoint uses.
@@ -235,13 +260,13 @@ impl Cluster {
     /// # Errors
     /// When the manager refuses or does not answer.
     pub async fn network_remove(&self, name: &str) -> Result<Network, Error> {
-        self.network(Request::NetworkRemove {
+        self.change_network(Request::NetworkRemove {
             name: name.to_owned(),
         })
         .await
     }
 
-    async fn network(&self, request: Request) -> Result<Network, Error> {
+    async fn change_network(&self, request: Request) -> Result<Network, Error> {
         match control::ask(&self.node, request).await? {
             Reply::Network { network, .. } => Ok(network),
             _ => Err(nonsense()),
@@ -249,15 +274,20 @@ impl Cluster {
     }
 
     /// Leases an address for an endpoint of this host. Repeated for an endpoint that has a lease
-    /// here, it gives that lease, so a request whose answer was lost can simply be made again.
+    /// here, it gives that lease, so a request whose answer was lost can simply be made again. The
+    /// network is known here when this returns.
     ///
     /// # Errors
     /// When the manager refuses or does not answer.
     pub async fn lease(&self, spec: LeaseSpec) -> Result<Lease, Error> {
-        match control::ask(&self.node, Request::Lease(spec)).await? {
-            Reply::Lease(lease) => Ok(lease),
-            _ => Err(nonsense()),
+        let vni = spec.vni;
+        let Reply::Lease(lease) = control::ask(&self.node, Request::Lease(spec)).await? else {
+            return Err(nonsense());
+        };
+        if self.node.book(|book| book.network(vni).is_none()) {
+            self.refresh().await?;
         }
+        Ok(lease)
     }
 
     /// Gives an address back.

@@ -191,6 +191,7 @@ pub fn handle(
             let own = manager.ipam.leases(None).filter(|lease| lease.host == from);
             Ok(Reply::Leases(own.cloned().collect()))
         }
+        Request::Facts { have } => Ok(Reply::Facts((facts.version > *have).then(|| facts.clone()))),
         Request::Leave => {
             manager.ipam.release_host(from);
             facts.hosts.retain(|host| host.id != from);

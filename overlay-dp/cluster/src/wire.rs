@@ -78,6 +78,10 @@ pub enum Request {
     },
     /// The sender's own leases.
     Leases,
+    /// The facts, if they are newer than the sender's.
+    Facts {
+        have: u64,
+    },
     Leave,
 }
 
@@ -96,6 +100,7 @@ pub enum Reply {
     },
     Lease(Lease),
     Leases(Vec<Lease>),
+    Facts(Option<Facts>),
     Done,
     /// Why not, in one line.
     Refused(String),

@@ -99,6 +99,21 @@ async fn two_hosts_share_networks_addresses_and_endpoints() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_network_made_elsewhere_just_now_can_be_used() {
+    log();
+    let one = first(7).await;
+    let two = join(7, 2, &one).await;
+    for n in 0..20 {
+        let fresh = one.network(&format!("found{n}")).await;
+        let found = two.cluster.network(&fresh.name).await.unwrap();
+        assert_eq!(found, Some(fresh));
+        let fresh = one.network(&format!("used{n}")).await;
+        two.attach(fresh.vni, "e").await;
+    }
+    assert_eq!(two.cluster.network("none").await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_host_hears_every_other_and_a_leaver_is_forgotten() {
     log();
     let one = first(2).await;
