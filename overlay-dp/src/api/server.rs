@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use axum::extract::{Path, State};
@@ -26,9 +25,6 @@ use super::{
 };
 use crate::agent::{Leases, PortAdd, Reply, Request, join_command};
 use crate::instance::Instance;
-
-/// How long a network that is not known may be on its way here.
-const GOSSIP_WAIT: Duration = Duration::from_secs(1);
 
 /// The running server.
 pub struct Api {
@@ -107,21 +103,14 @@ impl Ctx {
         answer.await.map_err(|_| anyhow!("the agent is stopping"))?
     }
 
-    /// The network of this name. One that was made on another host an instant ago is on its way
-    /// here: it is waited for.
+    /// The network of this name; one that is not known here yet is asked of the manager.
     async fn network(&self, name: &str) -> Result<Network> {
-        let find = || self.cluster.networks().into_iter().find(|n| n.name == name);
-        let until = Instant::now() + GOSSIP_WAIT;
-        loop {
-            match find() {
-                Some(network) => return Ok(network),
-                None if Instant::now() > until => bail!(
-                    "no network '{name}': see 'overlay-dp network ls', or make it with 'overlay-dp network create \
-                     {name}'"
-                ),
-                None => tokio::time::sleep(GOSSIP_WAIT / 50).await,
-            }
-        }
+        self.cluster.network(name).await?.ok_or_else(|| {
+            anyhow!(
+                "no network '{name}': see 'overlay-dp network ls', or make it with 'overlay-dp \
+                 network create {name}'"
+            )
+        })
     }
 
     fn host_names(&self) -> HashMap<HostId, Host> {
