@@ -104,6 +104,7 @@ pub async fn make(options: &Options, host: &Host, uplink: &Uplink, inner_mtu: u3
     if options.bpf_log {
         forward_logs(&mut bpf)?;
     }
+    bpf.prepare(Site::Port, plan.port)?;
     let punt = host
         .create_punt_pair(PUNT_NEAR, PUNT_FAR, punt::MTU)
         .await?;

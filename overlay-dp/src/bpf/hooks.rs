@@ -139,6 +139,19 @@ impl Bpf {
         })
     }
 
+    /// Loads the program for `site` before it is attached anywhere, so that what the kernel has
+    /// against it is said at the start.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn prepare(&mut self, site: Site, kind: HookKind) -> Result<()> {
+        let name = site.program(kind);
+        match kind {
+            HookKind::Xdp => loaded::<Xdp>(&mut self.ebpf, name).map(drop),
+            HookKind::Tcx => loaded::<SchedClassifier>(&mut self.ebpf, name).map(drop),
+        }
+    }
+
     /// Detaches our program from an interface, which may be gone already.
     ///
     /// # Errors
