@@ -5,17 +5,15 @@
 //! only a program that changes nothing can be repeated. The cases in `alone` are one call of the
 //! kernel per packet, a fresh frame each: caches and branch predictors are as a system call has
 //! left them, about as they are when a packet comes alone. The clock's own time is in there; it is
-//! most of `alone/…/pass`, a frame that is none of ours. The cases in `in-a-row` are 1000
+//! most of `alone/…/pass`, a frame that is none of ours. The cases in `in-a-row` are 10,000
 //! repetitions per call, of those programs that change nothing: as in a burst.
 //!
 //! After each case the programs' counters must have counted every packet as what its name says.
 
 mod support;
 
-use std::time::Duration;
-
 use anyhow::Result;
-use criterion::{BenchmarkGroup, BenchmarkId, Criterion};
+use criterion::{BenchmarkGroup, BenchmarkId};
 use overlay_common::counters::{DropReason, Stat};
 use overlay_common::layout::names;
 use support::*;
@@ -90,12 +88,10 @@ fn main() -> Result<()> {
     }
     pin_to_cpu(0)?;
     let mut programs = Programs::load(&mut tables(1000)?)?;
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_millis(1500))
-        .configure_from_args();
-    for (kind, repeat) in [("alone", 1), ("in-a-row", 1000)] {
+    let mut criterion = criterion();
+    for (kind, repeat, samples) in [("alone", 1, 100), ("in-a-row", 10_000, 20)] {
         let mut group = criterion.benchmark_group(kind);
+        group.sample_size(samples);
         for case in cases().iter().filter(|case| repeat == 1 || case.unchanged) {
             for (hook, program) in HOOKS.into_iter().zip(case.programs) {
                 measure(&mut group, &mut programs, case, (hook, program), repeat)?;
@@ -121,7 +117,7 @@ fn measure(
     let mut packets = 0;
     group.bench_function(BenchmarkId::new(hook, case.name), |bencher| {
         bencher.iter_custom(|iterations| {
-            // In a row, an iteration is the average of a thousand packets.
+            // In a row, an iteration is the average of all repetitions.
             (0..iterations)
                 .map(|_| {
                     packets += u64::from(repeat);

@@ -27,10 +27,7 @@ use support::*;
 
 fn main() -> Result<()> {
     pin_to_cpu(0)?;
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_millis(1500))
-        .configure_from_args();
+    let mut criterion = criterion();
     lookups(&mut criterion)?;
     slow_path(&mut criterion)?;
     if is_root() {

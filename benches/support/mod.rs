@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{Program, TestRun, TestRunOptions};
+use criterion::Criterion;
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder};
 use overlay_common::layout::Config;
 use overlay_common::outer::OuterV4;
@@ -38,6 +39,14 @@ pub const MTU: u32 = 1450;
 pub fn test_mode() -> bool {
     let has = |flag| std::env::args().any(|arg| arg == flag);
     has("--test") || !has("--bench")
+}
+
+/// Criterion, set so that all benches together take a few minutes.
+pub fn criterion() -> Criterion {
+    Criterion::default()
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args()
 }
 
 /// False, said loudly, when this process is not root's. With `CI=true` it must be.
