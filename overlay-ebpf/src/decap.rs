@@ -1,10 +1,12 @@
 //! Outer headers come off.
 
-use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC};
+use aya_ebpf::bindings::{
+    BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+};
 use aya_ebpf::helpers::{bpf_skb_adjust_room, bpf_skb_change_tail, bpf_xdp_adjust_head};
 use overlay_common::counters::DropReason;
 use overlay_common::verdict::{EcnRewrite, Frame};
-use overlay_common::wire::{ETH_LEN, IPV4_LEN, OUTER_V4_LEN};
+use overlay_common::wire::{ETH_LEN, ETH_P_IPV6, IPV4_LEN, OUTER_V4_LEN, be16};
 
 use crate::packet::{Packet, Skb, Xdp};
 
@@ -51,18 +53,25 @@ impl Decap for Skb {
         {
             return Err(DropReason::Helper);
         }
-        // SAFETY: as above.
-        let result = unsafe {
-            bpf_skb_adjust_room(
-                self.ctx,
-                -(OUTER_V4_LEN as i32),
-                BPF_ADJ_ROOM_MAC,
-                u64::from(BPF_F_ADJ_ROOM_FIXED_GSO),
-            )
-        };
-        if result != 0 {
-            return Err(DropReason::Helper);
+        // The kernel must know the protocol that is left, or it drops IPv6 super-packets. Before 6.3
+        // it does not know this flag: there they are lost, but only a veth brings such here.
+        let fixed = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+        let is_ipv6 = be16(eth[12], eth[13]) == ETH_P_IPV6;
+        if is_ipv6 && shrink(self, fixed | u64::from(BPF_F_ADJ_ROOM_DECAP_L3_IPV6)).is_ok() {
+            return self.store(0, &eth);
         }
+        shrink(self, fixed)?;
         self.store(0, &eth)
+    }
+}
+
+/// Takes the bytes off behind the Ethernet header; when that fails, nothing has changed.
+#[inline(always)]
+fn shrink(packet: &mut Skb, flags: u64) -> Result<(), DropReason> {
+    const DELTA: i32 = -(OUTER_V4_LEN as i32);
+    // SAFETY: `ctx` is the program's own context; no packet pointer is held.
+    match unsafe { bpf_skb_adjust_room(packet.ctx, DELTA, BPF_ADJ_ROOM_MAC, flags) } {
+        0 => Ok(()),
+        _ => Err(DropReason::Helper),
     }
 }

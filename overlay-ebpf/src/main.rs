@@ -10,6 +10,8 @@ mod log;
 mod maps;
 mod packet;
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -17,7 +19,9 @@ use overlay_common::counters::{DropReason, Stat};
 use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::neighbour::{arp_reply, nd_reply};
-use overlay_common::verdict::{Frame, Tables, Verdict, from_agent, from_port, from_uplink};
+use overlay_common::verdict::{
+    Frame, Tables, Verdict, from_agent_then, from_port_then, from_uplink_then,
+};
 use overlay_common::wire::{ETH_LEN, ETH_P_IP, Mac, OUTER_V4_LEN};
 
 use crate::decap::{Decap, rewrite_ecn};
@@ -52,9 +56,7 @@ pub fn ovl_uplink_tc(ctx: TcContext) -> i32 {
 /// tcx ingress on the near end of the punt link: what the agent sends.
 #[classifier]
 pub fn ovl_agent_tc(ctx: TcContext) -> i32 {
-    let packet = Skb::new(&ctx);
-    let verdict = from_agent(&packet, &Maps);
-    act(packet, verdict, Origin::Agent)
+    agent(Skb::new(&ctx))
 }
 
 /// XDP on the far end of the punt link: what the other programs hand to the agent.
@@ -88,27 +90,73 @@ enum Origin {
     Agent,
 }
 
+/// Where a decision leaves its verdict.
+type Slot = MaybeUninit<Verdict<'static>>;
+
 #[inline(always)]
 fn port<P: Encap + Decap>(packet: P) -> i32 {
     count(Stat::PortFrames);
-    let verdict = from_port(&packet, &Maps, packet.ifindex());
-    act(packet, verdict, Origin::Port)
+    let mut slot = Slot::uninit();
+    let decided = decide_port(&packet, &mut slot);
+    // SAFETY: `decide_port` has written it when it returned Ok.
+    let verdict = decided.map(|()| unsafe { slot.assume_init_ref() });
+    finish(packet, verdict, Origin::Port)
 }
 
 #[inline(always)]
 fn uplink<P: Encap + Decap>(packet: P) -> i32 {
-    let verdict = from_uplink(&packet, &Maps);
-    if matches!(verdict, Verdict::Pass) {
+    let mut slot = Slot::uninit();
+    let decided = decide_uplink(&packet, &mut slot);
+    // SAFETY: `decide_uplink` has written it when it returned Ok.
+    let verdict = decided.map(|()| unsafe { slot.assume_init_ref() });
+    if let Ok(Verdict::Pass) = verdict {
         return P::PASS;
     }
     count(Stat::UplinkFrames);
-    act(packet, verdict, Origin::Uplink)
+    finish(packet, verdict, Origin::Uplink)
 }
 
-/// Carries out a verdict; what fails is a drop with a reason.
 #[inline(always)]
-fn act<P: Encap + Decap>(mut packet: P, verdict: Verdict<'_>, origin: Origin) -> i32 {
-    match carry_out(&mut packet, verdict, origin) {
+fn agent<P: Encap + Decap>(packet: P) -> i32 {
+    let mut slot = Slot::uninit();
+    let decided = decide_agent(&packet, &mut slot);
+    // SAFETY: `decide_agent` has written it when it returned Ok.
+    let verdict = decided.map(|()| unsafe { slot.assume_init_ref() });
+    finish(packet, verdict, Origin::Agent)
+}
+
+// Deciding and acting, and the larger of the actions, are BPF functions of their own: one after
+// the other they use the same part of the 512 bytes of stack.
+
+#[inline(never)]
+fn decide_port<P: Packet>(packet: &P, slot: &mut Slot) -> Result<(), DropReason> {
+    from_port_then(packet, &Maps, packet.ifindex(), |verdict| {
+        slot.write(verdict);
+    })
+}
+
+#[inline(never)]
+fn decide_uplink<P: Packet>(packet: &P, slot: &mut Slot) -> Result<(), DropReason> {
+    from_uplink_then(packet, &Maps, |verdict| {
+        slot.write(verdict);
+    })
+}
+
+#[inline(never)]
+fn decide_agent<P: Packet>(packet: &P, slot: &mut Slot) -> Result<(), DropReason> {
+    from_agent_then(packet, &Maps, |verdict| {
+        slot.write(verdict);
+    })
+}
+
+/// Carries out what was decided; what fails is a drop with a reason.
+#[inline(always)]
+fn finish<P: Encap + Decap>(
+    mut packet: P,
+    verdict: Result<&Verdict<'static>, DropReason>,
+    origin: Origin,
+) -> i32 {
+    match verdict.and_then(|verdict| carry_out(&mut packet, verdict, origin)) {
         Ok(action) => action,
         Err(reason) => {
             count_drop(reason);
@@ -118,13 +166,13 @@ fn act<P: Encap + Decap>(mut packet: P, verdict: Verdict<'_>, origin: Origin) ->
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn carry_out<P: Encap + Decap>(
     packet: &mut P,
-    verdict: Verdict<'_>,
+    verdict: &Verdict<'static>,
     origin: Origin,
 ) -> Result<i32, DropReason> {
-    match verdict {
+    match *verdict {
         Verdict::Pass => Ok(P::PASS),
         Verdict::Drop(reason) => Err(reason),
         Verdict::Punt { reason, vni } => hand_over(packet, origin, reason, vni),
@@ -136,7 +184,7 @@ fn carry_out<P: Encap + Decap>(
         } => {
             let config = Maps.config().ok_or(DropReason::UnknownPort)?;
             let outer = OuterV4::to_vtep(config, vtep, dst, meta, vni);
-            match packet.encap(&outer) {
+            match encap(packet, &outer) {
                 Ok(()) => done(packet.redirect(vtep.ifindex), Stat::Encapsulated),
                 Err(EncapError::Unable) => hand_over(packet, origin, Reason::CantEncap, vni),
                 Err(EncapError::Failed(reason)) => Err(reason),
@@ -171,8 +219,14 @@ fn carry_out<P: Encap + Decap>(
     }
 }
 
+/// Puts outer headers on.
+#[inline(never)]
+fn encap<P: Encap>(packet: &mut P, outer: &OuterV4) -> Result<(), EncapError> {
+    packet.encap(outer)
+}
+
 /// Hands a frame to the agent: over the punt link, as VXLAN, marked with where it comes from.
-#[inline(always)]
+#[inline(never)]
 fn hand_over<P: Encap>(
     packet: &mut P,
     origin: Origin,
@@ -214,7 +268,7 @@ fn hand_over<P: Encap>(
     done(packet.redirect(config.punt_ifindex), Stat::Punted)
 }
 
-/// Makes a request its reply. A BPF function of its own, for its own 100 bytes of stack.
+/// Makes a request its reply.
 #[inline(never)]
 fn answer_arp<P: Packet>(packet: &mut P, mac: &Mac) -> Result<(), DropReason> {
     let mut room = Buffer::new();
@@ -223,7 +277,7 @@ fn answer_arp<P: Packet>(packet: &mut P, mac: &Mac) -> Result<(), DropReason> {
     packet.store(0, frame)
 }
 
-/// Makes a solicitation its advertisement; see [`answer_arp`].
+/// Makes a solicitation its advertisement.
 #[inline(never)]
 fn answer_nd<P: Packet>(packet: &mut P, mac: &Mac) -> Result<(), DropReason> {
     let mut room = Buffer::new();

@@ -336,7 +336,7 @@ impl Packet for Skb {
         const PACKET_HOST: u32 = 0;
         // The short way leaves out the port's own receive path, so the packet type must be right
         // already: behind a port it says that the frame is for somebody else. The protocol must
-        // be, too, and after decapsulation it is still the outer one.
+        // be, too, and after decapsulation it may still be the outer one.
         let ethertype: [u8; 2] = self.load(ETH_LEN - 2).ok_or(DropReason::Helper)?;
         let ethertype = be16(ethertype[0], ethertype[1]);
         if (ethertype == ETH_P_IP || ethertype == ETH_P_IPV6) && ethertype == self.protocol() {

@@ -6,16 +6,24 @@ use crate::punt::{self, Kind};
 use crate::wire::{ETH_LEN, ETH_P_IP, IPV4_LEN, OUTER_V4_LEN, map_v4};
 
 /// Decides about a frame that came in on the near end of the punt link.
-#[inline(always)]
 pub fn from_agent<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Verdict<'t> {
-    match decide(frame, tables) {
-        Ok(verdict) => verdict,
-        Err(reason) => Verdict::Drop(reason),
-    }
+    from_agent_then(frame, tables, |verdict| verdict).unwrap_or_else(Verdict::Drop)
 }
 
+/// [`from_agent`], with `act` called with the verdict.
+///
+/// # Errors
+/// Why the frame is to be dropped.
 #[inline(always)]
-fn decide<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Result<Verdict<'t>, DropReason> {
+pub fn from_agent_then<'t, F, T, R>(
+    frame: &F,
+    tables: &'t T,
+    act: impl FnOnce(Verdict<'t>) -> R,
+) -> Result<R, DropReason>
+where
+    F: Frame,
+    T: Tables,
+{
     let eth: [u8; ETH_LEN] = frame.load(0).ok_or(DropReason::NotPunted)?;
     let marker = punt::decode(&eth).ok_or(DropReason::NotPunted)?;
     if punt::ethertype(&eth) != ETH_P_IP {
@@ -23,14 +31,12 @@ fn decide<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Result<Verdict<'
     }
     match marker.kind {
         Kind::ToPort => {
-            tables.port(marker.ifindex).ok_or(DropReason::UnknownPort)?;
+            let ifindex = marker.ifindex;
+            tables.port(ifindex).ok_or(DropReason::UnknownPort)?;
             frame
                 .load::<ETH_LEN>(OUTER_V4_LEN)
                 .ok_or(DropReason::Truncated)?;
-            Ok(Verdict::Decap {
-                ifindex: marker.ifindex,
-                ecn: None,
-            })
+            Ok(act(Verdict::Decap { ifindex, ecn: None }))
         }
         Kind::ToVtep => {
             let ip: [u8; IPV4_LEN] = frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
@@ -39,7 +45,7 @@ fn decide<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Result<Verdict<'
             if vtep.ifindex == 0 {
                 return Err(DropReason::Unresolved);
             }
-            Ok(Verdict::Forward { vtep })
+            Ok(act(Verdict::Forward { vtep }))
         }
         Kind::FromPort | Kind::FromUplink => Err(DropReason::NotPunted),
     }

@@ -3,6 +3,12 @@
 //! the agent bring slices and hash maps.
 //!
 //! A miss is not an error: what the tables can't decide is punted to the agent.
+//!
+//! Each decision comes in two forms. One returns the [`Verdict`]; the other calls a function with
+//! it, at each of the places where it is made. The programs need this one: where branches join to
+//! return an enum, its fields of another variant are registers that some branches never wrote,
+//! and the verifier refuses a program that copies them, whether or not it looks at the copy.
+//! Hence the plain control flow here, too: what joins is a number, or nothing.
 
 mod agent;
 pub mod neighbour;
@@ -13,9 +19,9 @@ pub mod testing;
 mod tests;
 mod uplink;
 
-pub use agent::from_agent;
-pub use port::from_port;
-pub use uplink::from_uplink;
+pub use agent::{from_agent, from_agent_then};
+pub use port::{from_port, from_port_then};
+pub use uplink::{from_uplink, from_uplink_then};
 
 use crate::counters::DropReason;
 use crate::layout::{
@@ -61,7 +67,11 @@ pub trait Tables {
 }
 
 /// What is to become of a frame.
+///
+/// Its tag is a word of its own, because the verifier keeps track of what whole words on the stack
+/// are, so it knows which variant it reads back.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, u64)]
 pub enum Verdict<'t> {
     /// It is none of ours: the host's network stack gets it.
     Pass,
@@ -132,20 +142,22 @@ struct Eth {
     ethertype: u16,
 }
 
-/// Reads the Ethernet header at `offset`; tags are refused (RFC 7348 section 6.1).
-#[inline(always)]
-fn ethernet<F: Frame>(frame: &F, offset: usize) -> Result<Eth, DropReason> {
-    let h: [u8; ETH_LEN] = frame.load(offset).ok_or(DropReason::Truncated)?;
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = h;
-    let ethertype = be16(t0, t1);
-    if ethertype == ETH_P_8021Q || ethertype == ETH_P_8021AD {
-        return Err(DropReason::InnerVlan);
+impl Eth {
+    #[inline(always)]
+    fn new(h: [u8; ETH_LEN]) -> Eth {
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = h;
+        Eth {
+            dst: [d0, d1, d2, d3, d4, d5],
+            src: [s0, s1, s2, s3, s4, s5],
+            ethertype: be16(t0, t1),
+        }
     }
-    Ok(Eth {
-        dst: [d0, d1, d2, d3, d4, d5],
-        src: [s0, s1, s2, s3, s4, s5],
-        ethertype,
-    })
+
+    /// Tagged inner frames are refused (RFC 7348 section 6.1).
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        self.ethertype == ETH_P_8021Q || self.ethertype == ETH_P_8021AD
+    }
 }
 
 /// The flow hash of an inner packet whose layer-4 header, if it is not a fragment and one with

@@ -4,8 +4,8 @@ use super::Frame;
 use crate::checksum;
 use crate::counters::DropReason;
 use crate::wire::{
-    ARP_LEN, ARP_REPLY, ETH_LEN, ICMPV6_NA, ICMPV6_NS, IPV6_LEN, Ip16, Mac, ND_LEN, PROTO_ICMPV6,
-    be16,
+    ARP_LEN, ARP_REPLY, ETH_LEN, ETH_P_IP, ICMPV6_NA, ICMPV6_NS, IPV6_LEN, Ip16, Mac, ND_LEN,
+    PROTO_ICMPV6, be16,
 };
 
 /// An Ethernet frame with an ARP packet.
@@ -16,6 +16,8 @@ pub const ND_FRAME: usize = ETH_LEN + IPV6_LEN + ND_LEN;
 /// The fields of an ARP packet that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arp {
+    /// Whether it is for IPv4 over Ethernet; else the rest means nothing.
+    pub is_ethernet_ipv4: bool,
     /// Request or reply.
     pub op: u16,
     /// Who sends it.
@@ -26,23 +28,35 @@ pub struct Arp {
     pub target_ip: [u8; 4],
 }
 
+impl Arp {
+    /// Reads a packet.
+    #[inline(always)]
+    pub fn new(a: &[u8; ARP_LEN]) -> Arp {
+        Arp {
+            is_ethernet_ipv4: be16(a[0], a[1]) == 1
+                && be16(a[2], a[3]) == ETH_P_IP
+                && a[4] == 6
+                && a[5] == 4,
+            op: be16(a[6], a[7]),
+            sender_mac: [a[8], a[9], a[10], a[11], a[12], a[13]],
+            sender_ip: [a[14], a[15], a[16], a[17]],
+            target_ip: [a[24], a[25], a[26], a[27]],
+        }
+    }
+}
+
 /// Reads the ARP packet behind the Ethernet header at 0.
 ///
 /// # Errors
 /// [`DropReason::Truncated`] or, when it is not for IPv4 over Ethernet,
 /// [`DropReason::InnerHeader`].
-#[inline(always)]
 pub fn parse_arp<F: Frame>(frame: &F) -> Result<Arp, DropReason> {
-    let a: [u8; ARP_LEN] = frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
-    if be16(a[0], a[1]) != 1 || be16(a[2], a[3]) != 0x0800 || a[4] != 6 || a[5] != 4 {
-        return Err(DropReason::InnerHeader);
+    let arp = Arp::new(&frame.load(ETH_LEN).ok_or(DropReason::Truncated)?);
+    if arp.is_ethernet_ipv4 {
+        Ok(arp)
+    } else {
+        Err(DropReason::InnerHeader)
     }
-    Ok(Arp {
-        op: be16(a[6], a[7]),
-        sender_mac: [a[8], a[9], a[10], a[11], a[12], a[13]],
-        sender_ip: [a[14], a[15], a[16], a[17]],
-        target_ip: [a[24], a[25], a[26], a[27]],
-    })
 }
 
 /// Makes an ARP request its reply: the address asked for is at `mac`.
@@ -81,30 +95,46 @@ pub struct Nd {
 
 /// Reads the neighbour discovery message behind the Ethernet and IPv6 headers at 0; `None` when
 /// it is none. The caller has seen that the next header is ICMPv6.
-#[inline(always)]
 pub fn parse_nd<F: Frame>(frame: &F) -> Option<Nd> {
-    let m: [u8; 2] = frame.load(ETH_LEN + IPV6_LEN)?;
-    if m[0] != ICMPV6_NS && m[0] != ICMPV6_NA {
-        return None;
-    }
-    let target = frame.load(ETH_LEN + IPV6_LEN + 8)?;
-    let option: Option<[u8; 8]> = frame.load(ETH_LEN + IPV6_LEN + 24);
-    let lone_option = matches!(option, Some([1, 1, ..]));
-    let answerable = match frame.load::<4>(ETH_LEN + 4) {
-        Some([len0, len1, _, hops]) => {
-            m[0] == ICMPV6_NS
-                && m[1] == 0
-                && hops == 255
-                && be16(len0, len1) as usize == ND_LEN
-                && lone_option
-        }
-        None => false,
-    };
     Some(Nd {
-        icmp_type: m[0],
-        target,
-        answerable,
+        icmp_type: nd_type(frame)?,
+        target: nd_target(frame)?,
+        answerable: nd_answerable(frame),
     })
+}
+
+/// [`Nd::icmp_type`].
+#[inline(always)]
+pub(super) fn nd_type<F: Frame>(frame: &F) -> Option<u8> {
+    let [icmp_type] = frame.load(ETH_LEN + IPV6_LEN)?;
+    (icmp_type == ICMPV6_NS || icmp_type == ICMPV6_NA).then_some(icmp_type)
+}
+
+/// [`Nd::target`].
+#[inline(always)]
+pub(super) fn nd_target<F: Frame>(frame: &F) -> Option<Ip16> {
+    frame.load(ETH_LEN + IPV6_LEN + 8)
+}
+
+/// [`Nd::answerable`].
+#[inline(always)]
+pub(super) fn nd_answerable<F: Frame>(frame: &F) -> bool {
+    let Some([len0, len1, _, hops]) = frame.load(ETH_LEN + 4) else {
+        return false;
+    };
+    let Some([icmp_type, code]) = frame.load(ETH_LEN + IPV6_LEN) else {
+        return false;
+    };
+    // All of it is there: the option's end is the message's.
+    let Some([kind, len, _, _, _, _, _, _]) = frame.load(ETH_LEN + IPV6_LEN + 24) else {
+        return false;
+    };
+    icmp_type == ICMPV6_NS
+        && code == 0
+        && hops == 255
+        && be16(len0, len1) as usize == ND_LEN
+        && kind == 1
+        && len == 1
 }
 
 /// Makes an `answerable` solicitation the advertisement that answers it: its target is at `mac`.

@@ -1,7 +1,7 @@
 //! Frames that a container sends.
 
-use super::neighbour::{self, Arp, Nd};
-use super::{Eth, Frame, Tables, Verdict, ethernet, flow_hash, wire_len};
+use super::neighbour::{self, Arp};
+use super::{Eth, Frame, Tables, Verdict, flow_hash, wire_len};
 use crate::counters::DropReason;
 use crate::layout::{FdbKey, NeighbourKey, PortEntry};
 use crate::outer::{Meta, mix};
@@ -12,212 +12,209 @@ use crate::wire::{
 };
 
 /// Decides about a frame that came in on the port with this ifindex.
-#[inline(always)]
 pub fn from_port<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T, ifindex: u32) -> Verdict<'t> {
-    match decide(frame, tables, ifindex) {
-        Ok(verdict) => verdict,
-        Err(reason) => Verdict::Drop(reason),
-    }
+    from_port_then(frame, tables, ifindex, |verdict| verdict).unwrap_or_else(Verdict::Drop)
 }
 
+/// [`from_port`], with `act` called with the verdict.
+///
+/// # Errors
+/// Why the frame is to be dropped.
 #[inline(always)]
-fn decide<'t, F: Frame, T: Tables>(
+pub fn from_port_then<'t, F, T, R>(
     frame: &F,
     tables: &'t T,
     ifindex: u32,
-) -> Result<Verdict<'t>, DropReason> {
-    let port = tables.port(ifindex).ok_or(DropReason::UnknownPort)?;
-    let eth = ethernet(frame, 0)?;
-    if frame.has_vlan_aside() {
+    act: impl FnOnce(Verdict<'t>) -> R,
+) -> Result<R, DropReason>
+where
+    F: Frame,
+    T: Tables,
+{
+    let entry = tables.port(ifindex).ok_or(DropReason::UnknownPort)?;
+    let eth = Eth::new(frame.load(0).ok_or(DropReason::Truncated)?);
+    if eth.is_tagged() || frame.has_vlan_aside() {
         return Err(DropReason::InnerVlan);
     }
-    if !mac_eq(&eth.src, &port.mac) {
+    if !mac_eq(&eth.src, &entry.mac) {
         return Err(DropReason::SpoofedMac);
     }
+    let port = Port {
+        frame,
+        tables,
+        entry,
+        ifindex,
+        eth: &eth,
+    };
     match eth.ethertype {
-        ETH_P_IP => ipv4(frame, tables, port, ifindex, &eth),
-        ETH_P_IPV6 => ipv6(frame, tables, port, ifindex, &eth),
-        ETH_P_ARP => arp(frame, tables, port, ifindex, &eth),
-        _ => {
-            let len = frame.total_len().saturating_sub(ETH_LEN as u32);
-            forward(tables, port, ifindex, &eth, Meta::default(), len)
+        ETH_P_IP => port.ipv4(act),
+        ETH_P_IPV6 => port.ipv6(act),
+        ETH_P_ARP => port.arp(act),
+        _ => port.forward(Meta::default(), port.l3_len(), act),
+    }
+}
+
+/// A frame and the port that it came in on.
+struct Port<'f, 't, F, T> {
+    frame: &'f F,
+    tables: &'t T,
+    entry: &'t PortEntry,
+    ifindex: u32,
+    eth: &'f Eth,
+}
+
+impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
+    #[inline(always)]
+    fn ipv4<R>(&self, act: impl FnOnce(Verdict<'t>) -> R) -> Result<R, DropReason> {
+        let h: [u8; IPV4_LEN] = self.frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
+        if h[0] >> 4 != 4 || h[0] & 0x0f < 5 {
+            return Err(DropReason::InnerHeader);
         }
+        let src = u32::from_ne_bytes([h[12], h[13], h[14], h[15]]);
+        if src != u32::from_ne_bytes(self.entry.ip4) {
+            return Err(DropReason::SpoofedIp);
+        }
+        // More-fragments flag or an offset; options move the layer-4 header: hash addresses alone.
+        let fragment = be16(h[6], h[7]) & 0x3fff != 0;
+        let l4 = if fragment || h[0] != 0x45 {
+            None
+        } else {
+            Some(ETH_LEN + IPV4_LEN)
+        };
+        let dst = u32::from_ne_bytes([h[16], h[17], h[18], h[19]]);
+        let meta = Meta {
+            tos: h[1],
+            hash: flow_hash(self.frame, mix(src, dst), h[9], l4),
+        };
+        self.forward(meta, wire_len(self.frame, IPV4_LEN, h[9]), act)
     }
-}
 
-#[inline(always)]
-fn ipv4<'t, F: Frame, T: Tables>(
-    frame: &F,
-    tables: &'t T,
-    port: &'t PortEntry,
-    ifindex: u32,
-    eth: &Eth,
-) -> Result<Verdict<'t>, DropReason> {
-    let h: [u8; IPV4_LEN] = frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
-    if h[0] >> 4 != 4 || h[0] & 0x0f < 5 {
-        return Err(DropReason::InnerHeader);
-    }
-    let src = [h[12], h[13], h[14], h[15]];
-    if u32::from_ne_bytes(src) != u32::from_ne_bytes(port.ip4) {
-        return Err(DropReason::SpoofedIp);
-    }
-    // More-fragments flag or an offset; options move the layer-4 header: hash addresses alone.
-    let fragment = be16(h[6], h[7]) & 0x3fff != 0;
-    let l4 = if fragment || h[0] != 0x45 {
-        None
-    } else {
-        Some(ETH_LEN + IPV4_LEN)
-    };
-    let dst = u32::from_ne_bytes([h[16], h[17], h[18], h[19]]);
-    let addresses = mix(u32::from_ne_bytes(src), dst);
-    let meta = Meta {
-        tos: h[1],
-        hash: flow_hash(frame, addresses, h[9], l4),
-    };
-    let len = wire_len(frame, IPV4_LEN, h[9]);
-    forward(tables, port, ifindex, eth, meta, len)
-}
-
-#[inline(always)]
-fn ipv6<'t, F: Frame, T: Tables>(
-    frame: &F,
-    tables: &'t T,
-    port: &'t PortEntry,
-    ifindex: u32,
-    eth: &Eth,
-) -> Result<Verdict<'t>, DropReason> {
-    // Piece by piece, as each is needed: 40 bytes at once are too many for a BPF stack.
-    let h: [u8; 8] = frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
-    let src: Ip16 = frame.load(ETH_LEN + 8).ok_or(DropReason::Truncated)?;
-    if h[0] >> 4 != 6 {
-        return Err(DropReason::InnerHeader);
-    }
-    let own = owns_ip6(port, &src);
-    // From `::` only what address configuration sends: it goes to groups.
-    let unconfigured = ip_eq(&src, &UNSPECIFIED) && is_group(&eth.dst);
-    if !own && !unconfigured {
-        return Err(DropReason::SpoofedIp);
-    }
-    if h[6] == PROTO_ICMPV6 {
-        match neighbour::parse_nd(frame) {
-            Some(Nd {
-                icmp_type: ICMPV6_NS,
-                target,
-                answerable,
-            }) => {
-                let key = NeighbourKey::new(port.vni, target);
-                match tables.neighbour(&key) {
+    #[inline(always)]
+    fn ipv6<R>(&self, act: impl FnOnce(Verdict<'t>) -> R) -> Result<R, DropReason> {
+        // Piece by piece, as each is needed: 40 bytes at once are too many for a BPF stack.
+        let h: [u8; 8] = self.frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
+        let src: Ip16 = self.frame.load(ETH_LEN + 8).ok_or(DropReason::Truncated)?;
+        if h[0] >> 4 != 6 {
+            return Err(DropReason::InnerHeader);
+        }
+        let own = owns_ip6(self.entry, &src);
+        // From `::` only what address configuration sends: it goes to groups.
+        let unconfigured = ip_eq(&src, &UNSPECIFIED) && is_group(&self.eth.dst);
+        if !own && !unconfigured {
+            return Err(DropReason::SpoofedIp);
+        }
+        if h[6] == PROTO_ICMPV6
+            && let Some(icmp_type) = neighbour::nd_type(self.frame)
+            && let Some(target) = neighbour::nd_target(self.frame)
+        {
+            if icmp_type == ICMPV6_NS {
+                let key = NeighbourKey::new(self.entry.vni, target);
+                if own
+                    && let Some(known) = self.tables.neighbour(&key)
                     // Who asks for its own address checks that nobody else has it.
-                    Some(entry) if own && answerable && !mac_eq(&entry.mac, &port.mac) => {
-                        return Ok(Verdict::NdReply { mac: entry.mac });
-                    }
-                    _ if is_group(&eth.dst) => {
-                        return Ok(Verdict::Punt {
-                            reason: Reason::UnknownNeighbour,
-                            vni: port.vni,
-                        });
-                    }
-                    _ => {}
+                    && !mac_eq(&known.mac, &self.entry.mac)
+                    && neighbour::nd_answerable(self.frame)
+                {
+                    return Ok(act(Verdict::NdReply { mac: known.mac }));
                 }
+                if is_group(&self.eth.dst) {
+                    return Ok(act(self.punt(Reason::UnknownNeighbour)));
+                }
+            } else if !owns_ip6(self.entry, &target) {
+                return Err(DropReason::SpoofedNeighbour);
             }
-            Some(nd) if !owns_ip6(port, &nd.target) => return Err(DropReason::SpoofedNeighbour),
-            _ => {}
         }
+        if is_extension(h[6]) {
+            refuse_hidden_discovery(self.frame)?;
+        }
+        let dst: Ip16 = self.frame.load(ETH_LEN + 24).ok_or(DropReason::Truncated)?;
+        let addresses = mix(hash_ip6(&src), hash_ip6(&dst));
+        let meta = Meta {
+            tos: (h[0] << 4) | (h[1] >> 4),
+            hash: flow_hash(self.frame, addresses, h[6], Some(ETH_LEN + IPV6_LEN)),
+        };
+        self.forward(meta, wire_len(self.frame, IPV6_LEN, h[6]), act)
     }
-    if is_extension(h[6]) {
-        refuse_hidden_discovery(frame)?;
-    }
-    let dst: Ip16 = frame.load(ETH_LEN + 24).ok_or(DropReason::Truncated)?;
-    let addresses = mix(hash_ip6(&src), hash_ip6(&dst));
-    let tos = (h[0] << 4) | (h[1] >> 4);
-    let meta = Meta {
-        tos,
-        hash: flow_hash(frame, addresses, h[6], Some(ETH_LEN + IPV6_LEN)),
-    };
-    let len = wire_len(frame, IPV6_LEN, h[6]);
-    forward(tables, port, ifindex, eth, meta, len)
-}
 
-#[inline(always)]
-fn arp<'t, F: Frame, T: Tables>(
-    frame: &F,
-    tables: &'t T,
-    port: &'t PortEntry,
-    ifindex: u32,
-    eth: &Eth,
-) -> Result<Verdict<'t>, DropReason> {
-    let Arp {
-        op,
-        sender_mac,
-        sender_ip,
-        target_ip,
-    } = neighbour::parse_arp(frame)?;
-    let probe = u32::from_ne_bytes(sender_ip) == 0;
-    let own = u32::from_ne_bytes(sender_ip) == u32::from_ne_bytes(port.ip4);
-    if !mac_eq(&sender_mac, &port.mac) || !(own || (probe && op == ARP_REQUEST)) {
-        return Err(DropReason::SpoofedNeighbour);
-    }
-    if op == ARP_REQUEST {
-        let key = NeighbourKey::new(port.vni, map_v4(target_ip));
-        match tables.neighbour(&key) {
+    #[inline(always)]
+    fn arp<R>(&self, act: impl FnOnce(Verdict<'t>) -> R) -> Result<R, DropReason> {
+        let bytes = self.frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
+        let arp = Arp::new(&bytes);
+        if !arp.is_ethernet_ipv4 {
+            return Err(DropReason::InnerHeader);
+        }
+        let probe = u32::from_ne_bytes(arp.sender_ip) == 0;
+        let own = u32::from_ne_bytes(arp.sender_ip) == u32::from_ne_bytes(self.entry.ip4);
+        if !mac_eq(&arp.sender_mac, &self.entry.mac) || !(own || (probe && arp.op == ARP_REQUEST)) {
+            return Err(DropReason::SpoofedNeighbour);
+        }
+        if arp.op == ARP_REQUEST {
+            let key = NeighbourKey::new(self.entry.vni, map_v4(arp.target_ip));
             // Who asks for its own address announces it, or checks that nobody else has it.
-            Some(entry) if !mac_eq(&entry.mac, &port.mac) => {
-                return Ok(Verdict::ArpReply { mac: entry.mac });
+            if let Some(known) = self.tables.neighbour(&key)
+                && !mac_eq(&known.mac, &self.entry.mac)
+            {
+                return Ok(act(Verdict::ArpReply { mac: known.mac }));
             }
-            _ if is_group(&eth.dst) => {
-                return Ok(Verdict::Punt {
-                    reason: Reason::UnknownNeighbour,
-                    vni: port.vni,
-                });
+            if is_group(&self.eth.dst) {
+                return Ok(act(self.punt(Reason::UnknownNeighbour)));
             }
-            _ => {}
         }
+        self.forward(Meta::default(), self.l3_len(), act)
     }
-    let len = frame.total_len().saturating_sub(ETH_LEN as u32);
-    forward(tables, port, ifindex, eth, Meta::default(), len)
-}
 
-/// Looks up where the destination MAC is. `len` is the layer-3 length on the wire.
-#[inline(always)]
-fn forward<'t, T: Tables>(
-    tables: &'t T,
-    port: &'t PortEntry,
-    ifindex: u32,
-    eth: &Eth,
-    meta: Meta,
-    len: u32,
-) -> Result<Verdict<'t>, DropReason> {
-    let punt = |reason| {
-        Ok(Verdict::Punt {
-            reason,
-            vni: port.vni,
-        })
-    };
-    if len > port.mtu {
-        return punt(Reason::TooBig);
-    }
-    if is_group(&eth.dst) {
-        return punt(Reason::Flood);
-    }
-    let Some(entry) = tables.fdb(&FdbKey::new(port.vni, eth.dst)) else {
-        return punt(Reason::UnknownDestination);
-    };
-    if let Some(to) = entry.port() {
-        if to == ifindex {
-            return Err(DropReason::Hairpin);
+    /// Looks up where the destination MAC is. `len` is the layer-3 length on the wire.
+    #[inline(always)]
+    fn forward<R>(
+        &self,
+        meta: Meta,
+        len: u32,
+        act: impl FnOnce(Verdict<'t>) -> R,
+    ) -> Result<R, DropReason> {
+        let vni = self.entry.vni;
+        if len > self.entry.mtu {
+            return Ok(act(self.punt(Reason::TooBig)));
         }
-        return Ok(Verdict::Switch { ifindex: to });
-    }
-    match tables.vtep(entry.vtep()) {
-        Some(vtep) if vtep.ifindex == 0 => punt(Reason::Unresolved),
-        Some(vtep) if len > vtep.mtu => punt(Reason::TooBig),
-        Some(vtep) => Ok(Verdict::Encap {
+        if is_group(&self.eth.dst) {
+            return Ok(act(self.punt(Reason::Flood)));
+        }
+        let Some(entry) = self.tables.fdb(&FdbKey::new(vni, self.eth.dst)) else {
+            return Ok(act(self.punt(Reason::UnknownDestination)));
+        };
+        if let Some(ifindex) = entry.port() {
+            if ifindex == self.ifindex {
+                return Err(DropReason::Hairpin);
+            }
+            return Ok(act(Verdict::Switch { ifindex }));
+        }
+        let dst = entry.vtep();
+        let Some(vtep) = self.tables.vtep(dst) else {
+            return Ok(act(self.punt(Reason::Unresolved)));
+        };
+        if vtep.ifindex == 0 {
+            return Ok(act(self.punt(Reason::Unresolved)));
+        }
+        if len > vtep.mtu {
+            return Ok(act(self.punt(Reason::TooBig)));
+        }
+        Ok(act(Verdict::Encap {
             vtep,
-            dst: entry.vtep(),
+            dst,
             meta,
-            vni: port.vni,
-        }),
-        None => punt(Reason::Unresolved),
+            vni,
+        }))
+    }
+
+    #[inline(always)]
+    fn punt(&self, reason: Reason) -> Verdict<'t> {
+        let vni = self.entry.vni;
+        Verdict::Punt { reason, vni }
+    }
+
+    /// The layer-3 length of what is no super-packet.
+    #[inline(always)]
+    fn l3_len(&self) -> u32 {
+        self.frame.total_len().saturating_sub(ETH_LEN as u32)
     }
 }
 
