@@ -3,6 +3,7 @@
 pub mod args;
 mod render;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -49,13 +50,7 @@ fn run(cli: Cli) -> Result<()> {
 }
 
 async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| "info,foca=warn,quinn=warn,aya=warn,netlink_proto=warn".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
+    log_to_stderr(args.bpf_log);
     let token = args
         .token
         .map(|t| t.parse())
@@ -81,6 +76,22 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
         on_exit: args.on_exit,
     })
     .await
+}
+
+/// `RUST_LOG` rules; without it, what people want to know, and what the programs say if asked to.
+fn log_to_stderr(programs: bool) {
+    let mut usual = "info,foca=warn,quinn=warn,aya=warn,netlink_proto=warn".to_owned();
+    if programs {
+        usual += ",overlay_ebpf=debug";
+    }
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| usual.into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }
 
 async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
