@@ -67,7 +67,7 @@ impl Bpf {
         let level: u8 = if log { 5 } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(&maps_dir)
-            .override_global("AYA_LOG_LEVEL", &level, false)
+            .override_global("AYA_LOG_LEVEL", &level, true)
             .load(OBJECT)
             .context("the kernel did not take the eBPF programs")?;
         let maps = Maps::take(&mut ebpf)?;
