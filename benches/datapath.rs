@@ -4,9 +4,9 @@
 //! The kernel hands what a run leaves of the frame to the next repetition of the same call, so
 //! only a program that changes nothing can be repeated. The cases in `alone` are one call of the
 //! kernel per packet, a fresh frame each: caches and branch predictors are as a system call has
-//! left them, about as they are when a packet comes alone. The clock's own time is in there; it is
-//! most of `alone/…/pass`, a frame that is none of ours. The cases in `in-a-row` are 10,000
-//! repetitions per call, of those programs that change nothing: as in a burst.
+//! left them, about as they are when a packet comes alone. What the clock takes, and starting
+//! cold, is in there: `alone/…/pass`, a frame that is none of ours, shows how much. The cases in
+//! `in-a-row` are 10,000 repetitions per call, of those programs that change nothing: as in a burst.
 //!
 //! After each case the programs' counters must have counted every packet as what its name says.
 
@@ -86,7 +86,7 @@ fn main() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    pin_to_cpu(0)?;
+    pin_to_cpu(0);
     let mut programs = Programs::load(&mut tables(1000)?)?;
     let mut criterion = criterion();
     for (kind, repeat, samples) in [("alone", 1, 100), ("in-a-row", 10_000, 20)] {

@@ -26,7 +26,7 @@ use overlay_core::tables::{MapUpdate, Tables};
 use support::*;
 
 fn main() -> Result<()> {
-    pin_to_cpu(0)?;
+    pin_to_cpu(0);
     let mut criterion = criterion();
     lookups(&mut criterion)?;
     slow_path(&mut criterion)?;

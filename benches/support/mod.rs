@@ -63,11 +63,13 @@ pub fn is_root() -> bool {
     root
 }
 
-/// Keeps this thread, and those that it starts, on one CPU.
-pub fn pin_to_cpu(cpu: usize) -> Result<()> {
+/// Keeps this thread, and those that it starts, on one CPU; says so when that can't be.
+pub fn pin_to_cpu(cpu: usize) {
     let mut only = rustix::thread::CpuSet::new();
     only.set(cpu);
-    Ok(rustix::thread::sched_setaffinity(None, &only)?)
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &only) {
+        eprintln!("can't keep to CPU {cpu}, the times will vary more: {error}");
+    }
 }
 
 /// The address of a remote endpoint; `number` up to 2^20.
