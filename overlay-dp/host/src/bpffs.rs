@@ -17,9 +17,9 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 /// # Errors
 /// [`Error::Bpffs`] when it can't be mounted, mostly for want of privileges.
 pub fn ensure_mounted(path: &Path) -> Result<()> {
-    let cannot = |source: io::Error| Error::Bpffs {
+    let cannot = |cause: io::Error| Error::Bpffs {
         path: path.to_owned(),
-        source,
+        cause,
     };
     if is_bpffs(path).map_err(cannot)? {
         return Ok(());

@@ -10,6 +10,9 @@ use rtnetlink::packet_core::ErrorMessage;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// An error of this crate. Whatever the failed call had made is undone when it returns.
+///
+/// The message says it all, with what the kernel said: [`std::error::Error::source`] is always
+/// `None`, so that a report of the whole chain does not say that twice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -39,12 +42,12 @@ pub enum Error {
     #[error("{0} is in the host's own network namespace: give the container one of its own")]
     HostNamespace(String),
     /// The kernel does not let us in.
-    #[error("cannot enter the network namespace of {name}: {source}; run as root")]
+    #[error("cannot enter the network namespace of {name}: {cause}; run as root")]
     Enter {
         /// What the user called it.
         name: String,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 
     /// Not an interface name.
@@ -53,6 +56,17 @@ pub enum Error {
     /// The host has such an interface already.
     #[error("the host has an interface '{0}' already: delete it with 'ip link del {0}'")]
     TakenOnHost(String),
+    /// The host has such an interface, and it does not carry our mark.
+    #[error(
+        "interface '{name}' is {}: rename or delete that one if nobody needs it; it was left as it is",
+        whose(.alias.as_deref())
+    )]
+    NotOurs {
+        /// The interface.
+        name: String,
+        /// Its alias.
+        alias: Option<String>,
+    },
     /// The container has such an interface already.
     #[error(
         "the container has an interface '{0}' already: choose another with --ifname, or remove that one"
@@ -90,15 +104,29 @@ pub enum Error {
     /// Not an Ethernet interface.
     #[error("interface {0} is not an Ethernet interface: choose another one")]
     NotEthernet(String),
-    /// Nothing useful fits into it.
+    /// The hosts could not talk to each other over it.
     #[error(
-        "the MTU of {name} is {mtu}, which leaves {} for containers, and 576 is the least: \
-         raise it with 'ip link set {name} mtu 1500'", .mtu.saturating_sub(crate::uplink::OVERHEAD)
+        "the MTU of {name} is {mtu}, and QUIC between the hosts needs {}: \
+         raise it with 'ip link set {name} mtu 1500'",
+        crate::uplink::MIN_UPLINK_MTU
     )]
     MtuTooSmall {
         /// The uplink.
         name: String,
         /// Its MTU in bytes.
+        mtu: u32,
+    },
+    /// The kernel has no IPv6 on interfaces with so small an MTU, or was booted without IPv6.
+    #[error(
+        "interface {name} can't have IPv6 address {address} with an MTU of {mtu}: \
+         IPv6 needs an MTU of 1280 and a kernel that has it enabled"
+    )]
+    NoIpv6 {
+        /// The container's interface.
+        name: String,
+        /// The address asked for.
+        address: IpAddr,
+        /// The MTU of the container's interface, in bytes.
         mtu: u32,
     },
     /// The gateway cannot be reached directly.
@@ -139,44 +167,44 @@ pub enum Error {
     },
     /// bpffs is not there, and cannot be mounted.
     #[error(
-        "cannot mount a BPF file system at {}: {source}; run as root, or \
+        "cannot mount a BPF file system at {}: {cause}; run as root, or \
          'mount -t bpf bpf {}' beforehand", .path.display(), .path.display()
     )]
     Bpffs {
         /// Where.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 
     /// Any other refusal of the kernel's.
-    #[error("cannot {doing}: {source}{}", advice(.source))]
+    #[error("cannot {doing}: {cause}{}", advice(.cause))]
     Kernel {
         /// What was being done, as in "set the MTU of eth0".
         doing: String,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 impl Error {
-    pub(crate) fn kernel(doing: impl Into<String>, source: impl Into<io::Error>) -> Error {
+    pub(crate) fn kernel(doing: impl Into<String>, cause: impl Into<io::Error>) -> Error {
         Error::Kernel {
             doing: doing.into(),
-            source: source.into(),
+            cause: cause.into(),
         }
     }
 
-    pub(crate) fn netlink(doing: impl Into<String>, source: rtnetlink::Error) -> Error {
-        Error::kernel(doing, io_error(source))
+    pub(crate) fn netlink(doing: impl Into<String>, cause: rtnetlink::Error) -> Error {
+        Error::kernel(doing, io_error(cause))
     }
 
     /// The errno behind it, if it came from the kernel.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Error::Kernel { source, .. }
-            | Error::Bpffs { source, .. }
-            | Error::Enter { source, .. } => source.raw_os_error(),
+            Error::Kernel { cause, .. }
+            | Error::Bpffs { cause, .. }
+            | Error::Enter { cause, .. } => cause.raw_os_error(),
             _ => None,
         }
     }
@@ -216,6 +244,13 @@ fn there_are(names: &[String]) -> String {
     }
 }
 
+fn whose(alias: Option<&str>) -> String {
+    match alias {
+        Some(alias) => format!("'{alias}', another agent's or a user's"),
+        None => "not one that this agent made".to_owned(),
+    }
+}
+
 fn list(items: &[String]) -> String {
     if items.is_empty() {
         "none".to_owned()
@@ -244,15 +279,35 @@ mod tests {
         );
         let small = Error::MtuTooSmall {
             name: "eth0".into(),
-            mtu: 600,
+            mtu: 500,
         };
         assert_eq!(
             small.to_string(),
-            "the MTU of eth0 is 600, which leaves 550 for containers, and 576 is the least: \
+            "the MTU of eth0 is 500, and QUIC between the hosts needs 1280: \
              raise it with 'ip link set eth0 mtu 1500'"
         );
         let denied = Error::kernel("add x", io::Error::from_raw_os_error(libc::EPERM));
         assert!(denied.to_string().ends_with("; run as root"), "{denied}");
         assert_eq!(denied.errno(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn the_cause_is_told_once() {
+        use std::error::Error as _;
+        let cause = || io::Error::from_raw_os_error(libc::EINVAL);
+        for error in [
+            Error::kernel("add x", cause()),
+            Error::Enter {
+                name: "c".into(),
+                cause: cause(),
+            },
+            Error::Bpffs {
+                path: "/x".into(),
+                cause: cause(),
+            },
+        ] {
+            assert!(error.to_string().contains("Invalid argument"), "{error}");
+            assert!(error.source().is_none(), "{error}");
+        }
     }
 }

@@ -30,6 +30,9 @@ pub struct LinkInfo {
     pub carrier: bool,
     /// `"veth"`, `"bridge"`, … ; empty for a physical interface.
     pub kind: String,
+    /// What an administrator, or an agent, wrote on it (`IFLA_IFALIAS`): our own carry their
+    /// agent's mark there.
+    pub alias: Option<String>,
     /// A veth's peer, by index in its own namespace; a VLAN's lower interface.
     pub peer_index: Option<u32>,
     /// The id of the peer's namespace when that is another one.
@@ -76,6 +79,7 @@ impl LinkInfo {
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
             kind: String::new(),
+            alias: None,
             peer_index: None,
             link_netnsid: None,
             xdp: None,
@@ -84,6 +88,7 @@ impl LinkInfo {
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) if ethernet => link.mac = mac(bytes),
                 LinkAttribute::Link(index) => link.peer_index = Some(*index),
@@ -96,6 +101,10 @@ impl LinkInfo {
             }
         }
         (!link.name.is_empty()).then_some(link)
+    }
+
+    pub(crate) fn is_owned_by(&self, owner: &str) -> bool {
+        self.alias.as_deref() == Some(owner)
     }
 }
 
@@ -180,14 +189,27 @@ impl Host {
         Ok(messages.iter().filter_map(LinkInfo::from_message).collect())
     }
 
-    /// The interfaces whose names begin with `prefix`, as in `"ovp-"`.
+    /// The veths that carry `owner`'s mark, whatever they are called.
     ///
     /// # Errors
     /// When the kernel can't be asked.
-    pub async fn links_with_prefix(&self, prefix: &str) -> Result<Vec<LinkInfo>> {
+    pub async fn links_owned_by(&self, owner: &str) -> Result<Vec<LinkInfo>> {
         let mut links = self.links().await?;
-        links.retain(|link| link.name.starts_with(prefix));
+        links.retain(|link| link.kind == "veth" && link.is_owned_by(owner));
         Ok(links)
+    }
+
+    /// Deletes an interface that carries `owner`'s mark, and with a veth its peer. False when
+    /// there was none, or it carries another mark or none; that one stays.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn delete_owned(&self, name: &str, owner: &str) -> Result<bool> {
+        match self.link(name).await? {
+            // By index: a name may have gone to someone else's interface meanwhile.
+            Some(link) if link.is_owned_by(owner) => self.delete_index(&link).await,
+            _ => Ok(false),
+        }
     }
 
     /// Deletes an interface, and with a veth its peer. False when there was none.
@@ -200,6 +222,14 @@ impl Host {
             Ok(()) => Ok(true),
             Err(e) if errno(&e) == Some(libc::ENODEV) => Ok(false),
             Err(e) => Err(Error::netlink(format!("delete interface {name}"), e)),
+        }
+    }
+
+    pub(crate) async fn delete_index(&self, link: &LinkInfo) -> Result<bool> {
+        match self.handle.link().del(link.index).execute().await {
+            Ok(()) => Ok(true),
+            Err(e) if errno(&e) == Some(libc::ENODEV) => Ok(false),
+            Err(e) => Err(Error::netlink(format!("delete interface {}", link.name), e)),
         }
     }
 
@@ -244,6 +274,16 @@ impl Host {
             .execute()
             .await
             .map_err(|e| Error::netlink(doing, e))
+    }
+
+    /// Puts `owner`'s mark on an interface that was just made: the kernel ignores an alias in the
+    /// request that makes it.
+    pub(crate) async fn mark(&self, name: &str, owner: &str) -> Result<()> {
+        self.change(
+            LinkUnspec::new_with_name(name).alias(owner),
+            format!("set the alias of {name} to '{owner}'"),
+        )
+        .await
     }
 
     pub(crate) async fn set_up(&self, name: &str) -> Result<()> {

@@ -84,7 +84,7 @@ impl Netns {
         };
         // Only setns can tell a network namespace from one of another kind.
         netns.run_in(fd, || ()).map_err(|error| match error {
-            Error::Enter { source, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
+            Error::Enter { cause, .. } if cause.raw_os_error() == Some(libc::EINVAL) => {
                 Error::NotANamespace(netns.path.clone())
             }
             other => other,
@@ -134,7 +134,7 @@ impl Netns {
     }
 
     fn run_in<T: Send>(&self, fd: OwnedFd, work: impl FnOnce() -> T + Send) -> Result<T> {
-        let enter = |source: io::Error| enter_error(&self.reference, source);
+        let enter = |cause: io::Error| enter_error(&self.reference, cause);
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()
                 .name("netns".to_owned())
@@ -198,10 +198,10 @@ fn identity(fd: &OwnedFd) -> io::Result<(u64, u64)> {
     Ok((meta.dev(), meta.ino()))
 }
 
-fn enter_error(reference: &NetnsRef, source: io::Error) -> Error {
+fn enter_error(reference: &NetnsRef, cause: io::Error) -> Error {
     Error::Enter {
         name: reference.to_string(),
-        source,
+        cause,
     }
 }
 

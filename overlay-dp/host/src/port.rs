@@ -19,6 +19,9 @@ use crate::{Error, Host, LinkInfo, Netns, Result, sysctl};
 pub struct PortSpec<'a> {
     /// The host end's name.
     pub host_ifname: &'a str,
+    /// The mark that the host end carries as its alias, for [`Host::links_owned_by`]; at most 255
+    /// bytes, and not empty.
+    pub owner: &'a str,
     /// The container end's name.
     pub container_ifname: &'a str,
     /// The container.
@@ -42,7 +45,8 @@ pub struct Port {
     pub host_ifindex: u32,
     /// The container end's index, in the container's namespace.
     pub container_ifindex: u32,
-    /// The container end's link-local address; `None` when the container has IPv6 disabled.
+    /// The container end's link-local address; `None` when the container has IPv6 disabled,
+    /// or an MTU too small for IPv6.
     pub link_local: Option<Ipv6Addr>,
     /// Whether the gateway asked for is the container's default route.
     pub default_route: bool,
@@ -52,7 +56,7 @@ impl Host {
     /// Makes a port: both ends up, the container's end with its addresses and route.
     ///
     /// Not cancel safe: a future dropped half-way may leave the host end, to be removed with
-    /// [`Host::delete_link`].
+    /// [`Host::delete_link`], since it may lack its mark yet.
     ///
     /// # Errors
     /// A bad or taken name, a bad address or gateway, a container that is gone. Nothing of the
@@ -109,15 +113,25 @@ impl Host {
     }
 
     async fn configure(&self, inside: &Host, spec: &PortSpec<'_>) -> Result<Port> {
+        self.mark(spec.host_ifname, spec.owner).await?;
         let gone = || Error::NamespaceGone(spec.netns.reference().to_string());
         let host: LinkInfo = self.link(spec.host_ifname).await?.ok_or_else(gone)?;
         let peer = inside.link(spec.container_ifname).await?.ok_or_else(gone)?;
 
         sysctl::disable_ipv6(spec.host_ifname)?;
-        let want_ipv6 = spec.addrs.iter().any(|(ip, _)| ip.is_ipv6());
+        let v6 = spec.addrs.iter().find(|(ip, _)| ip.is_ipv6());
         let has_ipv6 = spec
             .netns
-            .run(|| sysctl::prompt_ipv6(spec.container_ifname, want_ipv6))??;
+            .run(|| sysctl::prompt_ipv6(spec.container_ifname, v6.is_some()))??;
+        if let Some(&(address, _)) = v6
+            && !has_ipv6
+        {
+            return Err(Error::NoIpv6 {
+                name: spec.container_ifname.to_owned(),
+                address,
+                mtu: spec.container_mtu,
+            });
+        }
 
         // The kernel forms the same address by itself, but only when its link-watch work gets
         // round to it, which can take a second.

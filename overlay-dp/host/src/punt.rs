@@ -18,22 +18,30 @@ pub struct PuntPair {
 
 impl Host {
     /// Makes sure of a veth pair `near` and `far` on the host, both up with this MTU (in bytes)
-    /// and without IPv6. A pair that is there is kept, programs and all.
+    /// and without IPv6, and with `owner` as the alias. A pair of the same owner is kept, programs
+    /// and all; veths of the same owner that are no pair are replaced.
     ///
     /// # Errors
-    /// When a name is bad, or belongs to an interface that is not a veth; that one stays.
-    pub async fn create_punt_pair(&self, near: &str, far: &str, mtu: u32) -> Result<PuntPair> {
+    /// When a name is bad, or there is an interface of that name that does not carry the owner's
+    /// mark, or is not a veth; that one stays.
+    pub async fn create_punt_pair(
+        &self,
+        near: &str,
+        far: &str,
+        mtu: u32,
+        owner: &str,
+    ) -> Result<PuntPair> {
         check_ifname(near)?;
         check_ifname(far)?;
-        let pair = match self.punt_pair(near, far).await? {
+        let pair = match self.punt_pair(near, far, owner).await? {
             Some(pair) => {
                 self.set_mtu(near, mtu).await?;
                 self.set_mtu(far, mtu).await?;
                 pair
             }
             None => {
-                self.add_punt_pair(near, far, mtu).await?;
-                let made = self.punt_pair(near, far).await?;
+                self.add_punt_pair(near, far, mtu, owner).await?;
+                let made = self.punt_pair(near, far, owner).await?;
                 made.ok_or_else(|| Error::NoInterface {
                     name: near.to_owned(),
                     known: Vec::new(),
@@ -47,9 +55,17 @@ impl Host {
         Ok(pair)
     }
 
-    /// The pair, if both are there and are each other's peer; else whichever is there is deleted.
-    async fn punt_pair(&self, near: &str, far: &str) -> Result<Option<PuntPair>> {
+    /// The pair, if both are there and are each other's peer; else whichever is there is deleted,
+    /// once it is sure that none is someone else's.
+    async fn punt_pair(&self, near: &str, far: &str, owner: &str) -> Result<Option<PuntPair>> {
         let links = [self.link(near).await?, self.link(far).await?];
+        let ours = |link: &LinkInfo| link.kind == "veth" && link.is_owned_by(owner);
+        if let Some(other) = links.iter().flatten().find(|link| !ours(link)) {
+            return Err(Error::NotOurs {
+                name: other.name.clone(),
+                alias: other.alias.clone(),
+            });
+        }
         if let [Some(a), Some(b)] = &links
             && are_peers(a, b)
             && are_peers(b, a)
@@ -59,16 +75,13 @@ impl Host {
                 far_ifindex: b.index,
             }));
         }
-        if let Some(other) = links.iter().flatten().find(|link| link.kind != "veth") {
-            return Err(Error::TakenOnHost(other.name.clone()));
-        }
         for link in links.iter().flatten() {
-            self.delete_link(&link.name).await?;
+            self.delete_index(link).await?;
         }
         Ok(None)
     }
 
-    async fn add_punt_pair(&self, near: &str, far: &str, mtu: u32) -> Result<()> {
+    async fn add_punt_pair(&self, near: &str, far: &str, mtu: u32, owner: &str) -> Result<()> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(far)
             .mtu(mtu)
@@ -78,13 +91,25 @@ impl Host {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         match self.handle.link().add(message).execute().await {
-            Ok(()) => Ok(()),
-            Err(e) if errno(&e) == Some(libc::EEXIST) => Err(Error::TakenOnHost(near.to_owned())),
-            Err(e) => Err(Error::netlink(
-                format!("create the veth pair {near} and {far}"),
-                e,
-            )),
+            Ok(()) => {}
+            Err(e) if errno(&e) == Some(libc::EEXIST) => {
+                return Err(Error::TakenOnHost(near.to_owned()));
+            }
+            Err(e) => {
+                let doing = format!("create the veth pair {near} and {far}");
+                return Err(Error::netlink(doing, e));
+            }
         }
+        for name in [near, far] {
+            if let Err(error) = self.mark(name, owner).await {
+                // Without the mark the next call would take it for someone else's.
+                if let Err(e) = self.delete_link(near).await {
+                    tracing::warn!("undoing the veth pair {near} and {far}: {e}");
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 }
 

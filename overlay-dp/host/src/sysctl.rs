@@ -14,14 +14,15 @@ fn write(ifname: &str, key: &str, value: &str) -> Result<()> {
         .map_err(|e| Error::kernel(format!("write {value} to {}", path.display()), e))
 }
 
-/// False on a kernel that was booted without IPv6: then there is nothing to set.
-fn has_ipv6() -> bool {
-    conf("all").is_dir()
+/// False on a kernel that was booted without IPv6, and for an interface whose MTU is below 1280:
+/// the kernel takes IPv6 off it (RFC 8200 section 5). Then there is nothing to set.
+fn has_ipv6(ifname: &str) -> bool {
+    conf(ifname).is_dir()
 }
 
 /// The interface never has an IPv6 address and never sends router solicitations or MLD reports.
 pub(crate) fn disable_ipv6(ifname: &str) -> Result<()> {
-    if !has_ipv6() {
+    if !has_ipv6(ifname) {
         return Ok(());
     }
     // Mode 1, so that no link-local address appears even if someone enables IPv6 again.
@@ -33,7 +34,7 @@ pub(crate) fn disable_ipv6(ifname: &str) -> Result<()> {
 /// whenever the container takes the interface down and up again. `want_ipv6` enables IPv6 where
 /// the container's default is off. True when the interface has IPv6.
 pub(crate) fn prompt_ipv6(ifname: &str, want_ipv6: bool) -> Result<bool> {
-    if !has_ipv6() {
+    if !has_ipv6(ifname) {
         return Ok(false);
     }
     write(ifname, "addr_gen_mode", "0")?;

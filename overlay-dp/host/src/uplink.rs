@@ -13,6 +13,9 @@ use crate::{Error, Host, LinkInfo, Result, offload};
 pub const OVERHEAD: u32 = 50;
 /// The least MTU to offer a container: what every IPv4 host must take (RFC 791 section 3.2).
 pub const MIN_CONTAINER_MTU: u32 = 576;
+/// The least MTU of an uplink, in bytes: QUIC between the hosts sends UDP payloads of 1200 bytes at
+/// least and never in fragments (RFC 9000 section 14), so takes IPv6's least MTU for granted.
+pub const MIN_UPLINK_MTU: u32 = 1280;
 /// What names of our own interfaces begin with: they are never an uplink.
 const OURS: [&str; 2] = ["ovp-", "ovl-"];
 
@@ -56,7 +59,7 @@ impl Uplink {
         };
         let addresses = host.global_addresses(link.index).await?;
         let addr = choose(&link.name, &addresses, advertise)?;
-        if link.mtu < MIN_CONTAINER_MTU + OVERHEAD {
+        if link.mtu < MIN_UPLINK_MTU {
             return Err(Error::MtuTooSmall {
                 name: link.name,
                 mtu: link.mtu,

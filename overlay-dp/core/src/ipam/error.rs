@@ -117,7 +117,7 @@ pub enum Error {
         subnet: Ipv4Network,
     },
     /// Not a host's MAC, or the gateway's.
-    #[error("MAC address {0} is a group's or the gateway's: choose another --mac")]
+    #[error("MAC address {0} is a group's or the gateway's: choose another --mac-address")]
     Mac(MacAddr),
     /// Nothing is left.
     #[error("network '{network}' has no free address left in {subnet}: remove a container")]
