@@ -12,6 +12,8 @@ use overlay_host::{Error, Host, HostEvent, Monitor, Netns, NetnsRef};
 
 use crate::support::{Ns, await_event, drain, ip, root, run};
 
+const OWNER: &str = "overlay-dp test";
+
 #[test]
 fn the_punt_pair_is_made_once() {
     if !root() {
@@ -21,41 +23,87 @@ fn the_punt_pair_is_made_once() {
     h.block_on(async || {
         let host = Host::new().unwrap();
         let first = host
-            .create_punt_pair("ovl-near", "ovl-far", 1600)
+            .create_punt_pair("ovl-near", "ovl-far", 1600, OWNER)
             .await
             .unwrap();
         let again = host
-            .create_punt_pair("ovl-near", "ovl-far", 1700)
+            .create_punt_pair("ovl-near", "ovl-far", 1700, OWNER)
             .await
             .unwrap();
         assert_eq!(first, again);
         for name in ["ovl-near", "ovl-far"] {
             let link = host.link(name).await.unwrap().unwrap();
             assert!(link.up && link.carrier && link.mtu == 1700, "{link:?}");
+            assert_eq!(link.alias.as_deref(), Some(OWNER));
             let addresses = &h.json(&format!("address show dev {name}"))[0]["addr_info"];
             assert_eq!(addresses.as_array().unwrap().len(), 0);
         }
 
-        // Two that are veths, but not each other's peers, are replaced.
+        assert_eq!(host.links_owned_by(OWNER).await.unwrap().len(), 2);
+
+        // Two of ours that are veths, but not each other's peers, are replaced.
         host.delete_link("ovl-near").await.unwrap();
         h.ip("link add ovl-near type veth peer name other-1");
         h.ip("link add ovl-far type veth peer name other-2");
+        for name in ["ovl-near", "ovl-far"] {
+            h.exec(&["ip", "link", "set", name, "alias", OWNER]);
+        }
         let new = host
-            .create_punt_pair("ovl-near", "ovl-far", 1600)
+            .create_punt_pair("ovl-near", "ovl-far", 1600, OWNER)
             .await
             .unwrap();
         assert_ne!(first, new);
         assert!(!h.has_link("other-1") && !h.has_link("other-2"));
 
-        // One that is something else is someone else's.
+        // One that is something else is someone else's, whatever it is called.
         host.delete_link("ovl-near").await.unwrap();
         h.ip("link add ovl-far type bridge");
         let error = host
-            .create_punt_pair("ovl-near", "ovl-far", 1600)
+            .create_punt_pair("ovl-near", "ovl-far", 1600, OWNER)
             .await
             .unwrap_err();
-        assert!(matches!(error, Error::TakenOnHost(_)), "{error}");
+        assert!(matches!(error, Error::NotOurs { .. }), "{error}");
         assert!(h.has_link("ovl-far") && !h.has_link("ovl-near"));
+    });
+}
+
+#[test]
+fn the_punt_pair_of_another_is_left_alone() {
+    if !root() {
+        return;
+    }
+    let h = Ns::new("h");
+    h.block_on(async || {
+        let host = Host::new().unwrap();
+        let make = async |owner| host.create_punt_pair("ovl-near", "ovl-far", 1600, owner).await;
+        let theirs = make("another").await.unwrap();
+        let error = make(OWNER).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("interface 'ovl-near' is 'another', another agent's or a user's"),
+            "{error}"
+        );
+        assert_eq!(make("another").await.unwrap(), theirs);
+
+        // A mark on one end alone is not enough: neither goes.
+        h.exec(&["ip", "link", "set", "ovl-near", "alias", OWNER]);
+        let error = make(OWNER).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::NotOurs { name, alias: Some(a) } if name == "ovl-far" && a == "another"),
+            "{error}"
+        );
+        assert!(h.has_link("ovl-near") && h.has_link("ovl-far"));
+
+        // Nor is a name: a user's veth has no mark at all.
+        host.delete_link("ovl-near").await.unwrap();
+        h.ip("link add ovl-near type veth peer name ovl-far");
+        let error = make(OWNER).await.unwrap_err();
+        assert!(matches!(error, Error::NotOurs { alias: None, .. }), "{error}");
+        assert!(h.has_link("ovl-near") && h.has_link("ovl-far"));
+
+        // A mark that can't be set leaves no pair that would be taken for a user's next time.
+        host.delete_link("ovl-near").await.unwrap();
+        make(&"x".repeat(256)).await.unwrap_err();
+        assert!(!h.has_link("ovl-near") && !h.has_link("ovl-far"));
     });
 }
 

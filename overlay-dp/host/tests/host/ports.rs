@@ -12,11 +12,13 @@ use overlay_host::{Error, Host, HostEvent, Monitor, Netns, PortSpec};
 
 use crate::support::{Ns, await_event, ip, root};
 
+const OWNER: &str = "overlay-dp test";
 const MAC: MacAddr = MacAddr([0x02, 0x42, 10, 0, 0, 2]);
 
 fn spec<'a>(netns: &'a Netns, host_ifname: &'a str, addrs: &'a [(IpAddr, u8)]) -> PortSpec<'a> {
     PortSpec {
         host_ifname,
+        owner: OWNER,
         container_ifname: "eth0",
         netns,
         mac: MAC,
@@ -48,9 +50,10 @@ fn a_port_has_all_that_was_asked_for() {
             ("veth", 1500, true)
         );
         assert_eq!(seen.index, port.host_ifindex);
+        assert_eq!(seen.alias.as_deref(), Some(OWNER));
         assert!(seen.carrier && seen.link_netnsid.is_some() && seen.xdp.is_none());
         assert_eq!(seen.peer_index, Some(port.container_ifindex));
-        assert_eq!(host.links_with_prefix("ovp-").await.unwrap(), [seen]);
+        assert_eq!(host.links_owned_by(OWNER).await.unwrap(), [seen]);
         let inside = host.container_link(&netns, "eth0").await.unwrap().unwrap();
         assert_eq!((inside.mac, inside.mtu), (Some(MAC), 1450));
 
@@ -155,6 +158,88 @@ fn a_container_without_ipv6_stays_so() {
 }
 
 #[test]
+fn an_mtu_below_1280_is_without_ipv6() {
+    if !root() {
+        return;
+    }
+    let (h, c) = (Ns::new("h"), Ns::new("c"));
+    let netns = c.netns();
+    h.block_on(async || {
+        let host = Host::new().unwrap();
+        let addrs = [(ip("10.0.0.2"), 24)];
+        for (host_mtu, container_mtu) in [(2700, 1200), (2100, 600), (600, 600)] {
+            let mut small = spec(&netns, "ovp-1", &addrs);
+            (small.host_mtu, small.container_mtu) = (host_mtu, container_mtu);
+            small.gateway = Some(ip("10.0.0.1"));
+            let port = host.create_port(&small).await.unwrap();
+            assert_eq!((port.link_local, port.default_route), (None, true));
+            let inside = &c.json("address show dev eth0")[0];
+            assert_eq!(inside["mtu"], container_mtu);
+            assert_eq!(inside["addr_info"].as_array().unwrap().len(), 1, "{inside}");
+            let host_end = &h.json("address show dev ovp-1")[0];
+            assert_eq!(host_end["addr_info"].as_array().unwrap().len(), 0);
+            h.ip("address add 10.0.0.1/24 dev ovp-1");
+            h.exec(&["ping", "-c1", "-W2", "10.0.0.2"]);
+            assert!(host.delete_link("ovp-1").await.unwrap());
+        }
+
+        // What was asked for by name is not left out silently.
+        let both = [(ip("10.0.0.2"), 24), (ip("fd00::2"), 64)];
+        let mut small = spec(&netns, "ovp-1", &both);
+        small.container_mtu = 1200;
+        let error = host.create_port(&small).await.unwrap_err();
+        assert!(matches!(error, Error::NoIpv6 { mtu: 1200, .. }), "{error}");
+        assert!(!h.has_link("ovp-1") && !c.has_link("eth0"));
+        small.container_mtu = 1280;
+        assert!(host.create_port(&small).await.unwrap().link_local.is_some());
+
+        // The punt pair too.
+        host.create_punt_pair("ovl-near", "ovl-far", 600, OWNER)
+            .await
+            .unwrap();
+    });
+}
+
+#[test]
+fn only_marked_interfaces_are_ours() {
+    if !root() {
+        return;
+    }
+    let (h, c) = (Ns::new("h"), Ns::new("c"));
+    let netns = c.netns();
+    h.ip("link add ovp-tap0 type veth peer name ovp-tap1");
+    h.ip("link add ovp-br0 type bridge");
+    h.exec(&["ip", "link", "set", "ovp-br0", "alias", OWNER]);
+    h.block_on(async || {
+        let host = Host::new().unwrap();
+        let addrs = [(ip("10.0.0.2"), 24)];
+        let mut theirs = spec(&netns, "ovp-2", &addrs);
+        (theirs.owner, theirs.container_ifname) = ("overlay-dp test 2", "eth1");
+        host.create_port(&theirs).await.unwrap();
+        host.create_port(&spec(&netns, "ovp-1", &addrs))
+            .await
+            .unwrap();
+
+        let ours = host.links_owned_by(OWNER).await.unwrap();
+        let names: Vec<&str> = ours.iter().map(|link| link.name.as_str()).collect();
+        assert_eq!(names, ["ovp-1"]);
+        for name in ["ovp-tap0", "ovp-2", "nope"] {
+            assert!(!host.delete_owned(name, OWNER).await.unwrap(), "{name}");
+        }
+        assert!(h.has_link("ovp-tap0") && h.has_link("ovp-2"));
+        assert!(host.delete_owned("ovp-1", OWNER).await.unwrap());
+        assert!(!h.has_link("ovp-1") && !c.has_link("eth0"));
+
+        // A port that can't be marked is undone.
+        let long = "x".repeat(256);
+        let mut bad = spec(&netns, "ovp-1", &addrs);
+        bad.owner = &long;
+        host.create_port(&bad).await.unwrap_err();
+        assert!(!h.has_link("ovp-1") && !c.has_link("eth0"));
+    });
+}
+
+#[test]
 fn a_failed_port_leaves_nothing_behind() {
     if !root() {
         return;
@@ -188,6 +273,9 @@ fn a_failed_port_leaves_nothing_behind() {
                 .starts_with("cannot add address 10.0.1.3/33"),
             "{refused}"
         );
+        // A report of the whole chain, as anyhow's `{:#}`, has no more to say.
+        assert!(std::error::Error::source(&refused).is_none());
+        assert_eq!(refused.to_string().matches("os error").count(), 1);
 
         let mut far = spec(&netns, "ovp-4", &addrs);
         far.gateway = Some(ip("10.9.0.1"));
@@ -252,7 +340,7 @@ fn a_dead_container_takes_its_port_along() {
             .await
             .unwrap_err();
         assert!(matches!(error, Error::NamespaceGone(_)), "{error}");
-        assert_eq!(host.links_with_prefix("ovp-").await.unwrap(), []);
+        assert_eq!(host.links_owned_by(OWNER).await.unwrap(), []);
     });
 }
 
@@ -263,8 +351,9 @@ fn futures_can_be_spawned() {
     #[allow(unused)]
     fn checked(host: &Host, spec: &PortSpec<'_>) {
         send(&host.create_port(spec));
-        send(&host.create_punt_pair("", "", 0));
-        send(&host.links());
+        send(&host.create_punt_pair("", "", 0, ""));
+        send(&host.links_owned_by(""));
+        send(&host.delete_owned("", ""));
         send(&host.set_container_mtu(spec.netns, "", 0));
         send(&host.resolve(ip(""), ip("")));
         send(&host.find_overlap("::/0".parse().unwrap()));

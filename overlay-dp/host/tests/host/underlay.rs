@@ -183,12 +183,15 @@ fn an_uplink_is_checked() {
                 .await
                 .starts_with("IPv6 underlay is not supported yet")
         );
-        h.ip("link set up0 mtu 625");
-        assert!(
-            error("up0", None)
-                .await
-                .starts_with("the MTU of up0 is 625, which leaves 575")
+        h.ip("link set up0 mtu 1279");
+        assert_eq!(
+            error("up0", None).await,
+            "the MTU of up0 is 1279, and QUIC between the hosts needs 1280: \
+             raise it with 'ip link set up0 mtu 1500'"
         );
+        h.ip("link set up0 mtu 1280");
+        let least = Uplink::discover(&host, "up0", None).await.unwrap();
+        assert_eq!(least.container_mtu(), 1230);
         assert!(
             error("lo", None)
                 .await
