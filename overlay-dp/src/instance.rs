@@ -26,6 +26,11 @@ impl Instance {
         &self.name
     }
 
+    /// The alias of the interfaces that are this agent's.
+    pub fn owner(&self) -> String {
+        format!("overlay-dp:{}", self.name)
+    }
+
     /// Gone at reboot: the API socket and the lock.
     pub fn run_dir(&self) -> PathBuf {
         PathBuf::from("/run/overlay-dp").join(&self.name)

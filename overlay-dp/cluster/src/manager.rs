@@ -77,6 +77,7 @@ pub fn join(
     context: &Context<'_>,
 ) -> Result<Reply, Error> {
     check_info(info)?;
+    check_data_port(&state.facts, info)?;
     let Stored {
         facts,
         manager: Some(manager),
@@ -147,6 +148,7 @@ pub fn handle(
         Request::Join { .. } => Err(refused("this host is a member already")),
         Request::Update(info) => {
             check_info(info)?;
+            check_data_port(facts, info)?;
             let taken = |host: &&overlay_core::model::Host| host.vtep == info.vtep;
             if let Some(other) = facts
                 .hosts
@@ -221,6 +223,17 @@ fn check_info(info: &HostInfo) -> Result<(), Error> {
         return Err(refused("a port can't be 0"));
     }
     Ok(())
+}
+
+/// VTEPs with different ports would lose each other's frames without a word.
+fn check_data_port(facts: &Facts, info: &HostInfo) -> Result<(), Error> {
+    match facts.host(facts.manager) {
+        Some(manager) if manager.data_port != info.data_port => Err(refused(format!(
+            "this cluster's data port is {0}/udp on all hosts: attach with --data-port {0}",
+            manager.data_port
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn not_manager() -> Error {

@@ -9,7 +9,7 @@ use overlay_common::punt;
 use overlay_common::wire::map_v4;
 use overlay_core::tables::{Local, Tables};
 use overlay_host::offload::{self, Offload};
-use overlay_host::{Host, Uplink};
+use overlay_host::{Host, PuntPair, Uplink};
 use overlay_xsk::{Xsk, XskConfig};
 use parking_lot::RwLock;
 
@@ -81,41 +81,53 @@ impl Plan {
     }
 }
 
-/// A data path that runs.
-pub struct Made {
-    pub plan: Plan,
+/// A data path that is ready to run: nothing is attached, and what an earlier agent left is as it
+/// was, so that a start which fails from here on changes nothing for its traffic.
+pub struct Prepared {
+    /// The programs and maps.
     pub bpf: Bpf,
-    pub hooks: Vec<Hook>,
+    /// The forwarding tables.
     pub tables: Arc<RwLock<Tables>>,
+    /// The slow path, which runs.
     pub slow: SlowThread,
+    /// The punt link.
+    pub punt: PuntPair,
+    plan: Plan,
+    config: Config,
 }
 
-/// Loads the programs, makes the punt link with the agent's socket, and attaches to the uplink.
-/// What an earlier agent left is taken over without a gap.
-pub async fn make(options: &Options, host: &Host, uplink: &Uplink, inner_mtu: u32) -> Result<Made> {
+/// Loads the programs and makes the punt link with the agent's socket.
+pub async fn prepare(
+    options: &Options,
+    host: &Host,
+    uplink: &Uplink,
+    inner_mtu: u32,
+) -> Result<Prepared> {
     let IpAddr::V4(vtep) = uplink.addr else {
         bail!(
             "an IPv6 underlay is not supported yet: give {} an IPv4 address",
             uplink.name
         );
     };
-    let mut plan = Plan::new(options.datapath, &uplink.driver);
+    let plan = Plan::new(options.datapath, &uplink.driver);
     let mut bpf = Bpf::load(&options.instance.pin_dir(), options.bpf_log)?;
     if options.bpf_log {
         forward_logs(&mut bpf)?;
     }
-    bpf.prepare(Site::Port, plan.port)?;
+    for (site, kind) in [
+        (Site::Port, plan.port),
+        (Site::Uplink, plan.uplink),
+        (Site::PuntNear, HookKind::Tcx),
+        (Site::PuntFar, HookKind::Xdp),
+    ] {
+        bpf.prepare(site, kind)?;
+    }
+    let owner = options.instance.owner();
     let punt = host
-        .create_punt_pair(PUNT_NEAR, PUNT_FAR, punt::MTU)
+        .create_punt_pair(PUNT_NEAR, PUNT_FAR, punt::MTU, &owner)
         .await?;
     // What is punted has its checksums finished on the way: the socket sees only bytes.
     offload::set(PUNT_NEAR, Offload::TxChecksum, false)?;
-    bpf.set_config(Config {
-        vtep: map_v4(vtep.octets()),
-        punt_ifindex: punt.near_ifindex,
-        data_port: options.data_port,
-        _zero: 0,
-    })?;
     let xsk = Xsk::bind(&XskConfig::new(punt.far_ifindex, 0))?;
     bpf.set_socket(&xsk)?;
     let local = Local {
@@ -125,49 +137,68 @@ pub async fn make(options: &Options, host: &Host, uplink: &Uplink, inner_mtu: u3
     };
     let tables = Arc::new(RwLock::new(Tables::new(local)?));
     let slow = SlowThread::start(xsk, Arc::clone(&tables))?;
+    let config = Config {
+        vtep: map_v4(vtep.octets()),
+        punt_ifindex: punt.near_ifindex,
+        data_port: options.data_port,
+        _zero: 0,
+    };
+    Ok(Prepared {
+        bpf,
+        tables,
+        slow,
+        punt,
+        plan,
+        config,
+    })
+}
 
+/// Attaches to the punt link and the uplink; programs of an earlier agent are replaced without a
+/// gap. Returns which hooks, and the plan, in which `auto` may have fallen back.
+pub fn engage(prepared: &mut Prepared, uplink: &Uplink) -> Result<(Vec<Hook>, Plan)> {
+    let Prepared {
+        bpf,
+        punt,
+        plan,
+        config,
+        ..
+    } = prepared;
+    bpf.unpin_other_versions()?;
+    bpf.set_config(*config)?;
+    let (far, near) = (punt.far_ifindex, punt.near_ifindex);
     let mut hooks = vec![
         bpf.attach(
             Site::PuntFar,
             HookKind::Xdp,
             PUNT_FAR,
-            punt.far_ifindex,
+            far,
             "frames for the agent",
         )?,
         bpf.attach(
             Site::PuntNear,
             HookKind::Tcx,
             PUNT_NEAR,
-            punt.near_ifindex,
+            near,
             "frames from the agent",
         )?,
     ];
-    let on_uplink = |bpf: &mut Bpf, plan: &Plan| {
-        bpf.attach(
-            Site::Uplink,
-            plan.uplink,
-            &uplink.name,
-            uplink.ifindex,
-            &plan.uplink_why,
-        )
+    let mut plan = plan.clone();
+    let mut on_uplink = |plan: &Plan| {
+        let Uplink { name, ifindex, .. } = uplink;
+        bpf.attach(Site::Uplink, plan.uplink, name, *ifindex, &plan.uplink_why)
     };
-    let hook = match on_uplink(&mut bpf, &plan) {
+    let hook = match on_uplink(&plan) {
         Err(error) if plan.fallback => {
             tracing::warn!("{error:#}");
             plan.uplink = HookKind::Tcx;
             plan.uplink_why = format!("auto: driver {} refused native XDP", uplink.driver);
-            on_uplink(&mut bpf, &plan)?
+            on_uplink(&plan)?
         }
         other => other?,
     };
     hooks.push(hook);
-    Ok(Made {
-        plan,
-        bpf,
-        hooks,
-        tables,
-        slow,
-    })
+    bpf.detach_other_uplinks(uplink.ifindex)?;
+    Ok((hooks, plan))
 }
 
 /// Settings inside a container that keep checksums and lengths right for the hooks in use.

@@ -15,6 +15,7 @@ impl Agent {
             Event::MemberUp(host) => {
                 tracing::info!(host = %host.name, vtep = %host.vtep, "host up");
                 self.add_vtep(host.vtep).await;
+                self.sweep_due = true;
                 if let Some(old) = self.members.insert(host.id, host.clone())
                     && old.vtep != host.vtep
                 {
@@ -37,6 +38,9 @@ impl Agent {
             }
             Event::NetworkRemoved(network) => {
                 tracing::info!(network = %network.name, "network gone");
+                if let Err(error) = self.drop_statics_of(network.vni) {
+                    tracing::error!("{error:#}");
+                }
                 self.tables.write().network_remove(network.vni);
             }
             Event::EndpointUp { host, endpoint } => {
@@ -123,6 +127,9 @@ impl Agent {
                 if ifindex == self.uplink.ifindex {
                     tracing::error!(interface = %name, "the uplink is gone: 'overlay-dp detach', then attach to another");
                 }
+                if self.punt.contains(&ifindex) {
+                    self.fatal = Some(format!("the punt link's end {name} is gone"));
+                }
                 self.port_gone(ifindex).await;
             }
             HostEvent::Neighbour { ip, ifindex, .. } => {
@@ -132,7 +139,8 @@ impl Agent {
             HostEvent::Route | HostEvent::Address { .. } => {
                 self.resolve_again(self.all_vteps()).await
             }
-            HostEvent::LinkChanged { ifindex, .. } if ifindex == self.uplink.ifindex => {
+            HostEvent::LinkChanged { ifindex, mtu, .. } if ifindex == self.uplink.ifindex => {
+                self.uplink_mtu(mtu);
                 self.resolve_again(self.all_vteps()).await;
             }
             HostEvent::LinkChanged { .. } => {}
@@ -143,7 +151,27 @@ impl Agent {
         }
     }
 
+    /// Containers keep the MTU that they have; what is now too big for the way is answered.
+    fn uplink_mtu(&mut self, mtu: u32) {
+        if mtu == self.uplink.mtu {
+            return;
+        }
+        self.uplink.mtu = mtu;
+        let most = self.uplink.container_mtu();
+        self.inner_mtu = self.options.mtu.map_or(most, |wanted| wanted.min(most));
+        tracing::warn!(
+            mtu,
+            containers = self.inner_mtu,
+            "the uplink's MTU has changed"
+        );
+        self.tables.write().set_mtu(self.inner_mtu);
+    }
+
     pub(super) async fn on_tick(&mut self) {
+        self.leases.retry();
+        if !self.slow.is_running() {
+            self.fatal = Some("the slow path has ended".to_owned());
+        }
         self.next_hops.keep_fresh(&self.host).await;
         let unresolved = self
             .tables
@@ -154,7 +182,8 @@ impl Agent {
             .collect();
         self.resolve_again(unresolved).await;
         // One whole tick after the start, the hosts that are alive have told all they own.
-        if self.settled {
+        if self.settled && self.sweep_due {
+            self.sweep_due = false;
             self.sweep().await;
         }
         self.settled = true;

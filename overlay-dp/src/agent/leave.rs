@@ -3,38 +3,67 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use overlay_host::Host;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
-use super::datapath::{PORT_PREFIX, PUNT_FAR, PUNT_NEAR};
 use super::state::StateFile;
 use super::{Agent, OnExit, Port};
 use crate::api::Detached;
-use crate::bpf::{Bpf, Site};
+use crate::bpf::{self, Bpf, Site};
 use crate::instance::Instance;
 
 /// How long an exit waits for the manager to take an address back.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
-/// Takes the instance's lock, which the kernel gives back when its holder dies.
-pub fn lock(instance: &Instance) -> Result<OwnedFd> {
+/// What one agent holds as long as it lives; the kernel gives it back when its holder dies.
+pub struct Lock {
+    _instance: OwnedFd,
+    /// One agent for each network namespace: an abstract unix socket, which belongs to it.
+    _namespace: Option<UnixListener>,
+}
+
+/// Takes the instance's lock and the network namespace's.
+pub fn lock(instance: &Instance) -> Result<Lock> {
+    let held = lock_instance(instance)?;
+    let address = SocketAddr::from_abstract_name("overlay-dp")?;
+    let namespace = UnixListener::bind_addr(&address).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => anyhow!(
+            "another instance's agent is running in this network namespace: a host has one; to play \
+             several hosts on one machine, give each a network namespace"
+        ),
+        _ => anyhow!("can't lock the network namespace: {error}"),
+    })?;
+    Ok(Lock {
+        _instance: held,
+        _namespace: Some(namespace),
+    })
+}
+
+fn lock_instance(instance: &Instance) -> Result<OwnedFd> {
     let dir = instance.run_dir();
-    fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
+    let mut builder = fs::DirBuilder::new();
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .with_context(|| format!("can't make {}", dir.display()))?;
     let path = instance.lock_file();
-    let file = open(
-        &path,
-        OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::from_raw_mode(0o600),
-    )
-    .with_context(|| format!("can't open {}", path.display()))?;
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = open(&path, flags, Mode::from_raw_mode(0o600))
+        .with_context(|| format!("can't open {}", path.display()))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => bail!(
-            "an agent is running here already (instance '{}'): see 'overlay-dp status', or stop it with 'overlay-dp detach'",
+            "an agent is running here already (instance '{}'): see 'overlay-dp status', or stop it \
+             with 'overlay-dp detach'",
             instance.name()
         ),
         Err(error) => Err(error).with_context(|| format!("can't lock {}", path.display())),
@@ -86,32 +115,29 @@ pub struct Leftovers<'a> {
 pub async fn remove(host: &Host, leftovers: &Leftovers<'_>) -> Vec<String> {
     let mut undone = Vec::new();
     let instance = leftovers.instance;
-    // Only an instance that was here may take interfaces away: another one's look the same.
-    let was_here = instance.pin_dir().exists();
-    if was_here {
-        let ports = host
-            .links_with_prefix(PORT_PREFIX)
-            .await
-            .unwrap_or_else(|error| {
-                tracing::error!(%error, "can't list the ports");
-                Vec::new()
-            });
-        for name in ports
-            .iter()
-            .map(|l| l.name.as_str())
-            .chain([PUNT_NEAR, PUNT_FAR])
-        {
-            match host.delete_link(name).await {
-                Ok(true) => undone.push(format!("removed interface {name}")),
-                Ok(false) => {}
-                Err(error) => tracing::error!(interface = name, %error, "can't remove"),
+    let owner = instance.owner();
+    match host.links_owned_by(&owner).await {
+        Ok(links) => {
+            for link in links {
+                match host.delete_owned(&link.name, &owner).await {
+                    Ok(true) => undone.push(format!("removed interface {}", link.name)),
+                    // The other end of one that went before.
+                    Ok(false) => {}
+                    Err(error) => tracing::error!(interface = %link.name, %error, "can't remove"),
+                }
             }
         }
+        Err(error) => tracing::error!(%error, "can't list our interfaces"),
+    }
+    detach_filters(instance);
+    if instance.pin_dir().exists() {
         match Bpf::unpin_all(&instance.pin_dir()) {
-            Ok(()) => undone.push(format!(
-                "removed programs and maps in {}",
-                instance.pin_dir().display()
-            )),
+            Ok(()) => {
+                undone.push(format!(
+                    "removed programs and maps in {}",
+                    instance.pin_dir().display()
+                ));
+            }
             Err(error) => tracing::error!("{error:#}"),
         }
     }
@@ -151,9 +177,8 @@ pub async fn clean_up_after_dead_agent(instance: &Instance) -> Result<Detached> 
         return Ok(Detached { undone: Vec::new() });
     }
     overlay_host::caps::check_privileges()?;
-    let lock = lock(instance)?;
+    let lock = lock_instance(instance)?;
     let host = Host::new()?;
-    detach_filters(instance);
     let undone = remove(
         &host,
         &Leftovers {
@@ -168,15 +193,14 @@ pub async fn clean_up_after_dead_agent(instance: &Instance) -> Result<Detached> 
 
 /// Where programs are held by clsact filters, no pin removes them.
 fn detach_filters(instance: &Instance) {
-    if overlay_host::kernel::tcx_supported().unwrap_or(true) {
+    let dir = instance.state_dir();
+    if !dir.exists() {
         return;
     }
-    let uplink = StateFile::in_dir(&instance.state_dir())
-        .and_then(|f| f.load())
-        .ok()
-        .and_then(|s| s.uplink);
-    if let Some(uplink) = uplink {
-        crate::bpf::detach_filter(Site::Uplink, &uplink);
+    let state = StateFile::in_dir(&dir).and_then(|file| file.load());
+    let uplink = state.ok().and_then(|state| state.uplink);
+    if let Some(Err(error)) = uplink.map(|name| bpf::detach_filter_of(Site::Uplink, &name)) {
+        tracing::error!("{error:#}");
     }
 }
 
@@ -220,13 +244,19 @@ impl Agent {
         }
         tracing::info!("stopping: detaching containers and removing the data path");
         self.detach_containers().await;
-        // Addresses that the manager can't be told about now are given back at the next start.
-        for release in self.releases.drain(..) {
-            let _ = tokio::time::timeout(RELEASE_WAIT, release).await;
-        }
-        self.cluster.clone().shutdown().await;
+        let (cluster, leases) = (self.cluster.clone(), Arc::clone(&self.leases));
         self.remove_datapath(false).await;
+        leases.drain(RELEASE_WAIT).await;
+        cluster.shutdown().await;
         Ok(())
+    }
+
+    /// Something that the agent can't do without is gone: ends it, with the data path left to run
+    /// for the next agent.
+    pub(super) async fn give_up(self, why: String) -> anyhow::Error {
+        self.cluster.clone().shutdown().await;
+        let _ = fs::remove_file(self.options.instance.socket());
+        anyhow!("{why}: start again to go on; what is attached runs on")
     }
 
     async fn detach_containers(&mut self) -> Vec<Port> {

@@ -17,19 +17,18 @@ mod state;
 mod status;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use overlay_cluster::Cluster;
+use overlay_common::wire::VXLAN_PORT;
 use overlay_core::model::{Endpoint, Host as ClusterHost, HostId, Vni};
 use overlay_core::tables::{StaticEntry, Tables};
 use overlay_host::{Host, HostEvent, Uplink};
 use parking_lot::RwLock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 
 use crate::api::{Detached, FdbRow, Netns, Status};
 use crate::bpf::{Bpf, Hook};
@@ -39,6 +38,7 @@ pub use options::{Datapath, OnExit, Options};
 pub use state::Port;
 
 pub use leases::Leases;
+use leave::Lock;
 use next_hops::NextHops;
 use slow::SlowThread;
 use state::{State, StateFile};
@@ -106,7 +106,7 @@ pub async fn run(options: Options) -> Result<()> {
     let lock = leave::lock(&instance)?;
     let before = leave::Before::look(&instance);
     let started = tokio::select! {
-        started = Agent::start_with_api(options, lock) => started,
+        started = Agent::start(options, lock) => started,
         () = signals.received() => Err(anyhow!("told to stop before it was attached")),
     };
     let (mut agent, mut inputs, api, mut requests) = match started {
@@ -132,14 +132,31 @@ pub async fn run(options: Options) -> Result<()> {
                     agent.handle(request).await;
                 }
             }
-            Some(event) = inputs.cluster.recv() => agent.on_cluster(event).await,
-            Some(event) = inputs.host.recv() => agent.on_host(event).await,
+            event = inputs.cluster.recv() => match event {
+                Some(event) => agent.on_cluster(event).await,
+                None => agent.fatal = Some("the cluster's part has ended".to_owned()),
+            },
+            event = inputs.host.recv() => match event {
+                Some(event) => agent.on_host(event).await,
+                None => agent.fatal = Some("the kernel's news have ended".to_owned()),
+            },
             () = agent.slow.wait_for_updates() => agent.take_updates(),
             _ = tick.tick() => agent.on_tick().await,
             () = signals.received() => break None,
         }
         agent.flush();
+        if let Some(why) = agent.fatal.take() {
+            return Err(agent.give_up(why).await);
+        }
     };
+    // Whoever still waits for an answer is told that there will be none.
+    requests.close();
+    while requests.try_recv().is_ok() {}
+    tokio::spawn(async move {
+        signals.received().await;
+        tracing::error!("told twice to stop: the rest is left as it is, for 'overlay-dp detach'");
+        std::process::exit(1);
+    });
     match detached {
         Some(reply) => {
             let _ = reply.send(agent.leave().await);
@@ -157,6 +174,7 @@ pub async fn run(options: Options) -> Result<()> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -164,6 +182,7 @@ impl Signals {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
@@ -171,6 +190,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }
@@ -191,14 +211,20 @@ struct Agent {
     cluster: Cluster,
     members: HashMap<HostId, ClusterHost>,
     leases: Arc<Leases>,
-    /// Addresses on their way back to the manager.
-    releases: Vec<JoinHandle<()>>,
+    /// The ends of the punt link, by ifindex.
+    punt: [u32; 2],
+    /// Why the agent can't go on.
+    fatal: Option<String>,
+    /// Whether entries of an earlier agent may be left in the BPF maps.
+    sweep_due: bool,
+    /// Whether this start made the cluster.
+    is_new: bool,
     state: State,
     state_file: StateFile,
     started: Instant,
     /// Whether the last tick's sweep may believe that silent owners are gone.
     settled: bool,
-    _lock: OwnedFd,
+    _lock: Lock,
     _data_port: std::net::UdpSocket,
 }
 
@@ -219,7 +245,9 @@ impl Agent {
         for hook in &self.hooks {
             tracing::info!(interface = %hook.interface, site = %hook.site, attached = %hook.attached, why = %hook.why, "hook");
         }
-        if let Some(token) = self.cluster.token() {
+        if self.is_new
+            && let Some(token) = self.cluster.token()
+        {
             let command = join_command(&me, &token.to_string());
             tracing::info!("to join a host, run there:\n\n    {command}\n");
         }
@@ -229,7 +257,7 @@ impl Agent {
     async fn handle(&mut self, request: Request) {
         // Whoever asked may be gone: an answer that nobody takes is no error.
         match request {
-            Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Status(reply) => drop(reply.send(self.status().await)),
             Request::Ports(reply) => drop(reply.send(Ok(self.state.ports.clone()))),
             Request::PortAdd(add, reply) => {
                 let done = self.port_add(*add).await;
@@ -259,12 +287,21 @@ impl Agent {
 
     /// Writes to the BPF maps what has changed in the tables.
     fn flush(&mut self) {
+        if let Err(error) = self.flush_checked() {
+            tracing::error!("{error:#}");
+        }
+    }
+
+    /// [`Agent::flush`], with the first error. The updates behind it are carried out as well.
+    fn flush_checked(&mut self) -> Result<()> {
+        let mut result = Ok(());
         loop {
             let Some(update) = self.tables.write().poll_update() else {
-                break;
+                return result;
             };
-            if let Err(error) = self.bpf.apply(update) {
-                tracing::error!("{error:#}");
+            let done = self.bpf.apply(update);
+            if result.is_ok() {
+                result = done;
             }
         }
     }
@@ -285,9 +322,18 @@ impl Agent {
 
 /// The command that joins a host to the one that is `me`.
 pub fn join_command(me: &ClusterHost, token: &str) -> String {
-    let address = match me.control_port {
+    let address = join_address(me);
+    let data_port = match me.data_port {
+        VXLAN_PORT => String::new(),
+        port => format!(" --data-port {port}"),
+    };
+    format!("overlay-dp attach --iface <uplink> --join {address} --token {token}{data_port}")
+}
+
+/// Where hosts join: with the port, if it is not the usual one.
+pub fn join_address(me: &ClusterHost) -> String {
+    match me.control_port {
         2377 => me.vtep.to_string(),
         port => std::net::SocketAddr::new(me.vtep, port).to_string(),
-    };
-    format!("overlay-dp attach --iface <uplink> --join {address} --token {token}")
+    }
 }

@@ -1,6 +1,6 @@
 //! How each VTEP is reached: what the kernel's routes and neighbours say, kept in the tables.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use overlay_common::wire::OVERHEAD_V4;
@@ -12,6 +12,8 @@ use overlay_host::Host;
 pub struct NextHops {
     /// VTEP → (gateway or itself, ifindex).
     via: HashMap<IpAddr, (IpAddr, u32)>,
+    /// VTEPs that can't be reached, and of which that has been said.
+    lost: HashSet<IpAddr>,
 }
 
 impl NextHops {
@@ -21,11 +23,14 @@ impl NextHops {
         let hop = match host.resolve(vtep, src).await {
             Ok(hop) => hop,
             Err(error) => {
-                tracing::warn!(%vtep, %error, "no way to the VTEP");
-                self.via.remove(&vtep);
+                // Said once, not each time that it is tried again.
+                if self.via.remove(&vtep).is_some() || self.lost.insert(vtep) {
+                    tracing::warn!(%vtep, %error, "no way to the VTEP");
+                }
                 return None;
             }
         };
+        self.lost.remove(&vtep);
         self.via.insert(vtep, (hop.gateway_or_dst, hop.ifindex));
         let mtu = hop.route_mtu.unwrap_or(hop.link_mtu).min(hop.link_mtu);
         Some(NextHop {

@@ -15,6 +15,8 @@ use crate::bpf::Site;
 /// The port's own MTU: large enough that a packet which is too big for the network still arrives,
 /// to be answered; small enough for plain XDP on the other end.
 const PORT_MTU_SLACK: u32 = 1500;
+/// The largest MTU that a veth takes.
+const MAX_MTU: u32 = 65535;
 
 impl Agent {
     /// Makes a container's port and has it carry traffic.
@@ -46,7 +48,8 @@ impl Agent {
                 container_ifname: &ifname,
                 netns: &inside,
                 mac: endpoint.mac,
-                host_mtu: mtu + PORT_MTU_SLACK,
+                owner: &self.options.instance.owner(),
+                host_mtu: (mtu + PORT_MTU_SLACK).min(MAX_MTU),
                 container_mtu: mtu,
                 addrs: &addrs,
                 gateway: None,
@@ -54,6 +57,7 @@ impl Agent {
             .await?;
         endpoint.ips.extend(made.link_local.map(IpAddr::V6));
         let port = Port {
+            netns,
             endpoint,
             local: LocalContainer {
                 ifname: ifname.clone(),
@@ -76,8 +80,8 @@ impl Agent {
         }
         if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
             self.state.ports.retain(|p| p.local.port != name);
-            self.state_file.save(&self.state)?;
             self.undo_port(&port).await;
+            self.state_file.save(&self.state)?;
             return Err(error.into());
         }
         tracing::info!(container = %port.endpoint.name, port = %name, ips = ?port.endpoint.ips, "container attached");
@@ -93,7 +97,7 @@ impl Agent {
         } = &port.local;
         // The tables first: a frame that meets the hook must find its port.
         self.tables.write().port_up(*ifindex, &port.endpoint)?;
-        self.flush();
+        self.flush_checked()?;
         let hook = self.bpf.attach(
             Site::Port,
             self.plan.port,
@@ -146,12 +150,10 @@ impl Agent {
     }
 
     /// Tells the cluster that an endpoint is gone, and gives its address back.
-    fn withdraw(&mut self, endpoint: &Endpoint) {
+    fn withdraw(&self, endpoint: &Endpoint) {
         self.cluster.withdraw(endpoint.vni, &endpoint.name);
         if let Some(ip) = endpoint.ips.first().copied() {
-            let release = self.leases.give_back(endpoint.vni, &endpoint.name, ip);
-            self.releases.retain(|r| !r.is_finished());
-            self.releases.push(release);
+            self.leases.give_back(endpoint.vni, &endpoint.name, ip);
         }
     }
 
@@ -203,22 +205,25 @@ impl Agent {
                 continue;
             }
             self.leases.keep(port.endpoint.vni, &port.endpoint.name);
-            // The others go on, whatever is wrong with this one.
-            if let Err(error) = self.attach_port(&port) {
-                tracing::error!(container = %port.endpoint.name, "can't go on with a container: {error:#}");
-            }
+            // The others go on, whatever is wrong with this one. XDP must not see frames before
+            // their checksums are computed.
             if let Err(error) = self.renew_offloads(&port).await {
                 tracing::warn!(container = %port.endpoint.name, "its offloads may not fit: {error:#}");
+            }
+            if let Err(error) = self.attach_port(&port) {
+                tracing::error!(container = %port.endpoint.name, "can't go on with a container: {error:#}");
             }
             if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
                 tracing::error!(container = %port.endpoint.name, %error, "the other hosts don't learn of it");
             }
         }
         self.cluster.settled();
-        for link in self.host.links_with_prefix(PORT_PREFIX).await? {
-            if !self.state.ports.iter().any(|p| p.local.port == link.name) {
+        let owner = self.options.instance.owner();
+        for link in self.host.links_owned_by(&owner).await? {
+            let is_port = link.name.starts_with(PORT_PREFIX);
+            if is_port && !self.state.ports.iter().any(|p| p.local.port == link.name) {
                 tracing::info!(port = %link.name, "removing a port that no container has");
-                self.host.delete_link(&link.name).await?;
+                self.host.delete_owned(&link.name, &owner).await?;
             }
         }
         Ok(())
@@ -226,7 +231,7 @@ impl Agent {
 
     /// The last agent may have run another `--datapath`, which wants other offloads.
     async fn renew_offloads(&self, port: &Port) -> Result<()> {
-        let inside = HostNetns::open(&port.local.netns.parse()?)?;
+        let inside = HostNetns::open(&netns_ref(&port.netns))?;
         let link = self
             .host
             .container_link(&inside, &port.local.ifname)
@@ -254,7 +259,9 @@ impl Agent {
             let used = self.state.ports.iter().any(|p| p.local.port == name);
             if !used {
                 // One that is there without a container was left by a crash.
-                self.host.delete_link(&name).await?;
+                self.host
+                    .delete_owned(&name, &self.options.instance.owner())
+                    .await?;
                 return Ok(name);
             }
             hash = hash.wrapping_add(1);
@@ -276,6 +283,14 @@ impl Agent {
                 host.name
             );
         }
+        let taken = |p: &&Port| (p.endpoint.vni, p.endpoint.mac) == (entry.vni, entry.mac);
+        if let Some(port) = self.state.ports.iter().find(taken) {
+            bail!(
+                "{} is the address of this host's container '{}'",
+                entry.mac,
+                port.endpoint.name
+            );
+        }
         let hop = self
             .next_hops
             .resolve(&self.host, entry.vtep, self.uplink.addr)
@@ -290,31 +305,64 @@ impl Agent {
             .retain(|s| (s.vni, s.mac) != (entry.vni, entry.mac));
         self.state.statics.push(entry.clone());
         self.state_file.save(&self.state)?;
-        self.fdb_row(entry.vni, entry.mac)
+        Ok(self.static_row(&entry))
     }
 
     pub(super) fn static_remove(&mut self, vni: Vni, mac: MacAddr) -> Result<FdbRow> {
-        if !self
+        let found = self
             .state
             .statics
             .iter()
-            .any(|s| (s.vni, s.mac) == (vni, mac))
-        {
+            .find(|s| (s.vni, s.mac) == (vni, mac));
+        let Some(entry) = found.cloned() else {
             bail!("no static entry for {mac} on that network: see 'overlay-dp fdb show'");
-        }
-        let row = self.fdb_row(vni, mac)?;
+        };
+        let row = self.static_row(&entry);
         self.tables.write().static_remove(vni, mac);
         self.state.statics.retain(|s| (s.vni, s.mac) != (vni, mac));
         self.state_file.save(&self.state)?;
         Ok(row)
     }
 
-    fn fdb_row(&self, vni: Vni, mac: MacAddr) -> Result<FdbRow> {
-        let row = self
-            .fdb()
+    /// The static entries of a network that is gone go with it.
+    pub(super) fn drop_statics_of(&mut self, vni: Vni) -> Result<()> {
+        let gone: Vec<MacAddr> = self
+            .state
+            .statics
+            .iter()
+            .filter(|s| s.vni == vni)
+            .map(|s| s.mac)
+            .collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for mac in gone {
+            self.tables.write().static_remove(vni, mac);
+        }
+        self.state.statics.retain(|s| s.vni != vni);
+        self.state_file.save(&self.state)
+    }
+
+    fn static_row(&self, entry: &StaticEntry) -> FdbRow {
+        let rows = self.fdb();
+        let row = rows
             .into_iter()
-            .find(|r| r.vni == vni && r.mac == mac && r.origin == "static");
-        row.ok_or_else(|| anyhow!("{mac} is not in the table: a container of this host has it"))
+            .find(|r| r.vni == entry.vni && r.mac == entry.mac);
+        let network = self
+            .tables
+            .read()
+            .network(entry.vni)
+            .map(|n| n.name.clone());
+        FdbRow {
+            network: network.unwrap_or_else(|| entry.vni.to_string()),
+            vni: entry.vni,
+            mac: entry.mac,
+            ips: entry.ips.clone(),
+            vtep: Some(entry.vtep),
+            port: None,
+            origin: "static".to_owned(),
+            installed: row.is_some_and(|r| r.installed),
+        }
     }
 }
 

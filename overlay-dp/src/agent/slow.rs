@@ -64,6 +64,11 @@ impl SlowThread {
         })
     }
 
+    /// False when it has ended without being told to.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|t| !t.is_finished())
+    }
+
     /// Returns when there may be updates.
     pub async fn wait_for_updates(&self) {
         self.shared.notify.notified().await;

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,40 +11,32 @@ use overlay_host::{Host, Monitor, Uplink};
 use tokio::sync::mpsc;
 
 use super::leases::Leases;
+use super::leave::Lock;
 use super::next_hops::NextHops;
 use super::state::StateFile;
 use super::{Agent, Inputs, Options, Request, datapath};
 use crate::api::server::{self, Api};
+use crate::bpf::{self, Site};
 use crate::instance::Instance;
 
 impl Agent {
-    /// Starts everything; what is half done when that fails is for [`leave::Before::restore`].
-    pub(super) async fn start_with_api(
+    /// Starts everything. What fails is tried first: a data path that an earlier agent left runs
+    /// on unchanged until nothing can go wrong any more. What is half made then is for
+    /// [`super::leave::Before::restore`].
+    pub(super) async fn start(
         options: Options,
-        lock: OwnedFd,
+        lock: Lock,
     ) -> Result<(Agent, Inputs, Api, mpsc::Receiver<Request>)> {
-        let (agent, inputs) = Agent::start(options, lock).await?;
-        let (sender, requests) = mpsc::channel(64);
-        let (cluster, leases) = (agent.cluster.clone(), Arc::clone(&agent.leases));
-        match server::start(&agent.options.instance, cluster, leases, sender).await {
-            Ok(api) => Ok((agent, inputs, api, requests)),
-            Err(error) => {
-                agent.cluster.clone().shutdown().await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn start(options: Options, lock: OwnedFd) -> Result<(Agent, Inputs)> {
         let host = Host::new()?;
         let uplink = Uplink::discover(&host, &options.iface, options.advertise).await?;
         let inner_mtu = inner_mtu(&uplink, options.mtu)?;
         let data_port = reserve(uplink.addr, options.data_port)?;
         let start = choose_start(&options)?;
+        let (is_new, is_member) = (matches!(start, Start::New), matches!(start, Start::Resume));
         let state_file = StateFile::in_dir(&options.instance.state_dir())?;
-        let state = state_file.load()?;
+        let mut state = state_file.load()?;
         overlay_host::bpffs::ensure_mounted(Instance::BPFFS.as_ref())?;
-        let made = datapath::make(&options, &host, &uplink, inner_mtu).await?;
+        let mut prepared = datapath::prepare(&options, &host, &uplink, inner_mtu).await?;
         let (monitor, host_events) = Monitor::new()?;
         tokio::spawn(monitor);
         let config = overlay_cluster::Config {
@@ -59,36 +50,65 @@ impl Agent {
             )
         };
         let (cluster, cluster_events) = Cluster::start(config, start).await?;
-        let mut agent = Agent {
-            plan: made.plan,
-            hooks: made.hooks,
-            bpf: made.bpf,
-            inner_mtu,
-            tables: made.tables,
-            slow: made.slow,
-            next_hops: NextHops::default(),
-            members: HashMap::new(),
-            started: Instant::now(),
-            settled: false,
-            options,
-            host,
-            uplink,
-            leases: Leases::new(cluster.clone()),
-            releases: Vec::new(),
-            cluster,
-            state,
-            state_file,
-            _lock: lock,
-            _data_port: data_port,
+        // The last steps, which change what an earlier agent left.
+        let finish = async {
+            if let Some(old) = state.uplink.replace(uplink.name.clone())
+                && old != uplink.name
+            {
+                bpf::detach_filter_of(Site::Uplink, &old)?;
+            }
+            state_file.save(&state)?;
+            let (hooks, plan) = datapath::engage(&mut prepared, &uplink)?;
+            let mut agent = Agent {
+                plan,
+                hooks,
+                bpf: prepared.bpf,
+                inner_mtu,
+                tables: prepared.tables,
+                slow: prepared.slow,
+                punt: [prepared.punt.near_ifindex, prepared.punt.far_ifindex],
+                fatal: None,
+                sweep_due: true,
+                is_new,
+                next_hops: NextHops::default(),
+                members: HashMap::new(),
+                started: Instant::now(),
+                settled: false,
+                options,
+                host,
+                uplink,
+                leases: Leases::new(cluster.clone()),
+                cluster: cluster.clone(),
+                state,
+                state_file,
+                _lock: lock,
+                _data_port: data_port,
+            };
+            agent.take_over().await?;
+            let (sender, requests) = mpsc::channel(64);
+            let leases = Arc::clone(&agent.leases);
+            let api =
+                server::start(&agent.options.instance, cluster.clone(), leases, sender).await?;
+            anyhow::Ok((agent, api, requests))
         };
-        agent.take_over().await?;
-        Ok((
-            agent,
-            Inputs {
-                cluster: cluster_events,
-                host: host_events,
-            },
-        ))
+        match finish.await {
+            Ok((agent, api, requests)) => {
+                let inputs = Inputs {
+                    cluster: cluster_events,
+                    host: host_events,
+                };
+                Ok((agent, inputs, api, requests))
+            }
+            Err(error) => {
+                // Who has just become a member must not stay one in the others' books.
+                if is_member {
+                    cluster.shutdown().await;
+                } else if let Err(error) = cluster.leave().await {
+                    tracing::warn!(%error, "leaving the cluster again");
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Fills the tables with what is known at the start: networks, hosts, and the ports and
@@ -109,8 +129,6 @@ impl Agent {
         }
         self.take_over_ports().await?;
         self.leases.give_back_lost();
-        self.state.uplink = Some(self.uplink.name.clone());
-        self.state_file.save(&self.state)?;
         self.flush();
         Ok(())
     }

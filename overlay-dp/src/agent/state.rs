@@ -10,13 +10,15 @@ use overlay_core::model::Endpoint;
 use overlay_core::tables::StaticEntry;
 use serde::{Deserialize, Serialize};
 
-use crate::api::LocalContainer;
+use crate::api::{LocalContainer, Netns};
 
 /// A container's attachment on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// What the cluster knows of it.
     pub endpoint: Endpoint,
+    /// Its network namespace, as it was given.
+    pub netns: Netns,
     /// What only this host knows of it.
     pub local: LocalContainer,
 }

@@ -9,9 +9,11 @@ use overlay_core::tables::Origin;
 
 use super::Agent;
 use crate::api::{FdbRow, Status, UplinkStatus, VtepStatus};
+use crate::bpf::Hook;
 
 impl Agent {
-    pub(super) fn status(&self) -> Result<Status> {
+    pub(super) async fn status(&self) -> Result<Status> {
+        let hooks = self.hooks_now().await;
         let me = self.cluster.me();
         let members = self.cluster.members();
         let tables = self.tables.read();
@@ -63,7 +65,7 @@ impl Agent {
                 .as_str()
                 .unwrap_or_default()
                 .to_owned(),
-            hooks: self.hooks.clone(),
+            hooks,
             vteps,
             networks_attached: networks.len(),
             ports: self.state.ports.len(),
@@ -75,6 +77,19 @@ impl Agent {
                 .collect(),
             drops: drops.collect::<BTreeMap<_, _>>(),
         })
+    }
+
+    /// The hooks as they are now: somebody may have removed an interface or a program.
+    async fn hooks_now(&self) -> Vec<Hook> {
+        let mut hooks = self.hooks.clone();
+        for hook in &mut hooks {
+            let link = self.host.link(&hook.interface).await;
+            let same = link.is_ok_and(|l| l.is_some_and(|l| l.index == hook.ifindex));
+            if !same || !self.bpf.is_attached(hook) {
+                hook.attached = "MISSING".to_owned();
+            }
+        }
+        hooks
     }
 
     /// The forwarding table, sorted.

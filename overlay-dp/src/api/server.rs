@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use axum::extract::{Path, State};
+use axum::extract::{FromRequest, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,6 +16,7 @@ use axum::{Json, Router};
 use overlay_cluster::{Cluster, LeaseSpec, NetworkSpec};
 use overlay_core::model::{Endpoint, Host, HostId, Network, Vni, check_name};
 use overlay_core::tables::StaticEntry;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -23,8 +25,11 @@ use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
     FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
 };
-use crate::agent::{Leases, PortAdd, Reply, Request, join_command};
+use crate::agent::{Leases, PortAdd, Reply, Request, join_address, join_command};
 use crate::instance::Instance;
+
+/// How long answers that are under way may take when the agent stops.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
 /// The running server.
 pub struct Api {
@@ -36,7 +41,7 @@ impl Api {
     /// Lets answers that are under way finish.
     pub async fn stop(self) {
         let _ = self.stop.send(());
-        let _ = self.task.await;
+        let _ = tokio::time::timeout(ANSWER_WAIT, self.task).await;
     }
 }
 
@@ -67,6 +72,8 @@ pub async fn start(
         )
         .route("/v1/fdb", get(fdb).post(fdb_add).delete(fdb_remove))
         .route("/v1/detach", post(detach))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
         .with_state(Ctx {
             cluster,
             leases,
@@ -162,20 +169,43 @@ impl Ctx {
 }
 
 /// An error as an answer.
-struct Failure(anyhow::Error);
+struct Failure(StatusCode, String);
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
-        Failure(error.into())
+        Failure(StatusCode::BAD_REQUEST, format!("{:#}", error.into()))
     }
+}
+
+/// A request's JSON body. One that is none, or too large, is answered like any other error.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Body<T>, Failure> {
+        match Json::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Body(body)),
+            Err(rejection) => Err(Failure(rejection.status(), rejection.body_text())),
+        }
+    }
+}
+
+async fn no_such_route() -> Failure {
+    Failure(StatusCode::NOT_FOUND, "the API has no such path".to_owned())
+}
+
+async fn no_such_method() -> Failure {
+    Failure(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "the API has no such method for this path".to_owned(),
+    )
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let body = ErrorBody {
-            error: format!("{:#}", self.0),
-        };
-        (StatusCode::BAD_REQUEST, Json(body)).into_response()
+        let Failure(status, error) = self;
+        (status, Json(ErrorBody { error })).into_response()
     }
 }
 
@@ -196,7 +226,7 @@ async fn token(State(ctx): State<Ctx>) -> Answer<TokenInfo> {
     let token = token.to_string();
     Ok(Json(TokenInfo {
         join_command: join_command(&me, &token),
-        address: me.vtep.to_string(),
+        address: join_address(&me),
         token,
     }))
 }
@@ -221,7 +251,7 @@ async fn network(State(ctx): State<Ctx>, Path(name): Path<String>) -> Answer<Net
 
 async fn network_create(
     State(ctx): State<Ctx>,
-    Json(ask): Json<NetworkCreate>,
+    Body(ask): Body<NetworkCreate>,
 ) -> Answer<NetworkInfo> {
     check_name(&ask.name)?;
     let host = overlay_host::Host::new()?;
@@ -266,8 +296,14 @@ async fn containers(State(ctx): State<Ctx>) -> Answer<Vec<ContainerInfo>> {
 
 async fn container_add(
     State(ctx): State<Ctx>,
-    Json(ask): Json<ContainerAdd>,
+    Body(ask): Body<ContainerAdd>,
 ) -> Answer<ContainerInfo> {
+    // A task of its own: whoever asked may go away, but what is begun is ended.
+    let added = tokio::spawn(async move { add_container(&ctx, ask).await });
+    Ok(Json(added.await??))
+}
+
+async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
     check_name(&ask.name)?;
     let network = ctx.network(&ask.network).await?;
     let spec = LeaseSpec {
@@ -295,22 +331,22 @@ async fn container_add(
         Ok(port) => port,
         Err(error) => {
             ctx.leases.give_back(network.vni, &ask.name, lease.ip);
-            return Err(error.into());
+            return Err(error);
         }
     };
     let me = ctx.cluster.me();
-    Ok(Json(info(
+    Ok(info(
         &port.endpoint,
         &network.name,
         me.id,
         me.name,
         Some(port.local),
-    )))
+    ))
 }
 
 async fn container_remove(
     State(ctx): State<Ctx>,
-    Json(ask): Json<ContainerRemove>,
+    Body(ask): Body<ContainerRemove>,
 ) -> Answer<Vec<ContainerInfo>> {
     let vni = match &ask.network {
         Some(name) => Some(ctx.network(name).await?.vni),
@@ -370,7 +406,7 @@ async fn fdb(State(ctx): State<Ctx>) -> Answer<Vec<FdbRow>> {
     Ok(Json(ctx.ask(Request::Fdb).await?))
 }
 
-async fn fdb_add(State(ctx): State<Ctx>, Json(ask): Json<FdbAdd>) -> Answer<FdbRow> {
+async fn fdb_add(State(ctx): State<Ctx>, Body(ask): Body<FdbAdd>) -> Answer<FdbRow> {
     let network = ctx.network(&ask.network).await?;
     if !ask.mac.is_unicast() {
         return Err(anyhow!(
@@ -405,7 +441,7 @@ fn check_static_ips(network: &Network, ask: &FdbAdd) -> Result<()> {
     Ok(())
 }
 
-async fn fdb_remove(State(ctx): State<Ctx>, Json(ask): Json<FdbRemove>) -> Answer<FdbRow> {
+async fn fdb_remove(State(ctx): State<Ctx>, Body(ask): Body<FdbRemove>) -> Answer<FdbRow> {
     let vni = ctx.network(&ask.network).await?.vni;
     Ok(Json(
         ctx.ask(|reply| Request::StaticRemove(vni, ask.mac, reply))
@@ -413,7 +449,7 @@ async fn fdb_remove(State(ctx): State<Ctx>, Json(ask): Json<FdbRemove>) -> Answe
     ))
 }
 
-async fn detach(State(ctx): State<Ctx>, Json(ask): Json<Detach>) -> Answer<Detached> {
+async fn detach(State(ctx): State<Ctx>, Body(ask): Body<Detach>) -> Answer<Detached> {
     Ok(Json(
         ctx.ask(|reply| Request::Detach(ask.force, reply)).await?,
     ))

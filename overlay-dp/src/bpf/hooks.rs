@@ -59,7 +59,7 @@ pub struct Hook {
     pub interface: String,
     /// Its ifindex.
     pub ifindex: u32,
-    /// What it is: `port`, `uplink`, `punt`.
+    /// What it is: `port`, `uplink`, `punt-near` or `punt-far`.
     pub site: String,
     /// The program's name.
     pub program: String,
@@ -161,6 +161,39 @@ impl Bpf {
         self.detach_kind(site, HookKind::Tcx, interface, ifindex)
     }
 
+    /// Whether what a hook says is still so, as far as its pin tells.
+    pub fn is_attached(&self, hook: &Hook) -> bool {
+        let kind = match hook.attached.as_str() {
+            "xdp native" => HookKind::Xdp,
+            "tcx ingress" => HookKind::Tcx,
+            _ => return true,
+        };
+        self.links
+            .join(format!("{}-{}-{kind}", hook.site, hook.ifindex))
+            .exists()
+    }
+
+    /// Detaches our programs from uplinks other than this one, left by an agent that used another
+    /// interface.
+    ///
+    /// # Errors
+    /// When a pin can't be removed.
+    pub fn detach_other_uplinks(&self, ifindex: u32) -> Result<()> {
+        let (site, this) = (format!("{}-", Site::Uplink.name()), ifindex.to_string());
+        for entry in std::fs::read_dir(&self.links)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let other = name
+                .to_str()
+                .and_then(|n| n.strip_prefix(&site))
+                .and_then(|n| n.split_once('-'));
+            if other.is_some_and(|(index, _)| index != this) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     fn detach_kind(
         &mut self,
         site: Site,
@@ -176,8 +209,8 @@ impl Bpf {
             }
             _ => {}
         }
-        if kind == HookKind::Tcx && !overlay_host::kernel::tcx_supported()? {
-            detach_filter(site, interface);
+        if kind == HookKind::Tcx {
+            detach_filter_of(site, interface)?;
         }
         Ok(())
     }
@@ -330,8 +363,19 @@ where
     }
 }
 
+/// Removes our filter from an interface where the kernel has no tcx: nothing else holds it.
+///
+/// # Errors
+/// When the kernel's release can't be told.
+pub fn detach_filter_of(site: Site, interface: &str) -> Result<()> {
+    if !overlay_host::kernel::tcx_supported()? {
+        detach_filter(site, interface);
+    }
+    Ok(())
+}
+
 /// Removes our clsact filter, which has no link and no pin. That it is not there is fine.
-pub fn detach_filter(site: Site, interface: &str) {
+fn detach_filter(site: Site, interface: &str) {
     let program = site.program(HookKind::Tcx);
     if let Err(error) = tc::qdisc_detach_program(interface, TcAttachType::Ingress, program) {
         tracing::debug!(interface, %error, "no filter of ours to remove");

@@ -3,6 +3,7 @@
 
 mod hooks;
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use overlay_common::layout::{
 use overlay_common::wire::Ip16;
 use overlay_core::tables::{MapContents, MapUpdate};
 
-pub use hooks::{Hook, HookKind, Site, detach_filter};
+pub use hooks::{Hook, HookKind, Site, detach_filter_of};
 
 /// Pins of another layout are another directory: bump it with any change of `layout`.
 const LAYOUT_VERSION: &str = "v1";
@@ -129,14 +130,14 @@ impl Bpf {
     pub fn sweep(&mut self, wanted: &MapContents, keep: impl Fn(&Ip16) -> bool) -> Result<usize> {
         let maps = &mut self.maps;
         let mut swept = 0;
-        let mut kept_macs = std::collections::HashSet::new();
+        let mut kept_macs = HashSet::new();
         let fdb: Vec<(FdbKey, FdbEntry)> = maps.fdb.iter().collect::<Result<_, _>>()?;
         for (key, entry) in fdb {
             if wanted.fdb.contains_key(&key) {
                 continue;
             }
             if entry.port().is_none() && keep(entry.vtep()) {
-                kept_macs.insert(key.mac());
+                kept_macs.insert((key.vni(), key.mac()));
                 continue;
             }
             absent_is_fine(maps.fdb.remove(&key))?;
@@ -145,7 +146,8 @@ impl Bpf {
         let neighbours: Vec<(NeighbourKey, NeighbourEntry)> =
             maps.neighbours.iter().collect::<Result<_, _>>()?;
         for (key, entry) in neighbours {
-            if !wanted.neighbours.contains_key(&key) && !kept_macs.contains(&entry.mac) {
+            if !wanted.neighbours.contains_key(&key) && !kept_macs.contains(&(key.vni(), entry.mac))
+            {
                 absent_is_fine(maps.neighbours.remove(&key))?;
                 swept += 1;
             }
@@ -176,13 +178,31 @@ impl Bpf {
             .collect()
     }
 
+    /// Removes the pins of other layouts, which an agent of another version left: this one can't
+    /// go on with their maps.
+    ///
+    /// # Errors
+    /// When a pin can't be removed.
+    pub fn unpin_other_versions(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            if entry.file_name() != LAYOUT_VERSION {
+                tracing::warn!(pins = %entry.path().display(), "another version's data path goes");
+                Bpf::unpin_all(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// True when an earlier agent left a pinned data path below `pin_dir`.
     pub fn is_pinned(pin_dir: &Path) -> bool {
+        let has_links = |version: fs::DirEntry| {
+            let links = version.path().join("links").read_dir();
+            links.is_ok_and(|mut links| links.next().is_some())
+        };
         pin_dir
-            .join(LAYOUT_VERSION)
-            .join("links")
             .read_dir()
-            .is_ok_and(|mut d| d.next().is_some())
+            .is_ok_and(|versions| versions.flatten().any(has_links))
     }
 
     /// Removes every pin below `pin_dir`: links detach and maps go when nobody holds them.

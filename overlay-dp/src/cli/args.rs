@@ -89,8 +89,7 @@ pub struct AttachArgs {
         long,
         env = "OVERLAY_DP_TOKEN",
         hide_env_values = true,
-        value_name = "TOKEN",
-        requires = "join"
+        value_name = "TOKEN"
     )]
     pub token: Option<String>,
     /// Which hooks carry the data path

@@ -26,8 +26,13 @@ use args::{
 /// Parses the command line and does what it says. Errors are one line on standard error.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let json = cli.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if json => {
+            eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") }));
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("overlay-dp: {error:#}");
             ExitCode::FAILURE
@@ -80,7 +85,8 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
 
 /// `RUST_LOG` rules; without it, what people want to know, and what the programs say if asked to.
 fn log_to_stderr(programs: bool) {
-    let mut usual = "info,foca=warn,quinn=warn,aya=warn,netlink_proto=warn".to_owned();
+    let mut usual =
+        "info,foca=warn,quinn=warn,quinn_udp=error,aya=warn,netlink_proto=warn".to_owned();
     if programs {
         usual += ",overlay_ebpf=debug";
     }

@@ -189,6 +189,11 @@ impl NeighbourKey {
     pub const fn new(vni: u32, ip: Ip16) -> NeighbourKey {
         NeighbourKey { vni, ip }
     }
+
+    /// The network, host order.
+    pub const fn vni(&self) -> u32 {
+        self.vni
+    }
 }
 
 /// The MAC of a neighbour.
