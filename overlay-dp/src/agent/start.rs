@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use overlay_cluster::{Cluster, Start};
@@ -18,6 +18,9 @@ use super::{Agent, Inputs, Options, Request, datapath};
 use crate::api::server::{self, Api};
 use crate::bpf::{self, Site};
 use crate::instance::Instance;
+
+/// How long a host that has joined waits for its first connection with another one.
+const CONTACT_WAIT: Duration = Duration::from_secs(2);
 
 impl Agent {
     /// Starts everything. What fails is tried first: a data path that an earlier agent left runs
@@ -85,6 +88,9 @@ impl Agent {
                 _data_port: data_port,
             };
             agent.take_over().await?;
+            if !is_new && !is_member {
+                first_contact(&cluster).await;
+            }
             let (sender, requests) = mpsc::channel(64);
             let leases = Arc::clone(&agent.leases);
             let api =
@@ -131,6 +137,21 @@ impl Agent {
         self.leases.give_back_lost();
         self.flush();
         Ok(())
+    }
+}
+
+/// Waits until a host that has just joined talks with another one: what is attached from then on
+/// is known there at once. When that takes long, the host is ready all the same.
+async fn first_contact(cluster: &Cluster) {
+    let talks = async {
+        while !cluster.members().iter().any(|m| !m.me && m.rtt.is_some()) {
+            tokio::time::sleep(CONTACT_WAIT / 200).await;
+        }
+    };
+    if tokio::time::timeout(CONTACT_WAIT, talks).await.is_err() {
+        tracing::warn!(
+            "no other host can be reached for gossip yet: is its port open between the hosts?"
+        );
     }
 }
 
