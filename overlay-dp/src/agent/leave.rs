@@ -27,23 +27,32 @@ const RELEASE_WAIT: Duration = Duration::from_secs(2);
 pub struct Lock {
     _instance: OwnedFd,
     /// One agent for each network namespace: an abstract unix socket, which belongs to it.
-    _namespace: Option<UnixListener>,
+    _namespace: UnixListener,
 }
 
 /// Takes the instance's lock and the network namespace's.
 pub fn lock(instance: &Instance) -> Result<Lock> {
     let held = lock_instance(instance)?;
+    let namespace = lock_namespace().inspect_err(|_| {
+        // Nobody of this instance was here.
+        if !instance.pin_dir().exists() {
+            remove_dir(&instance.run_dir());
+        }
+    })?;
+    Ok(Lock {
+        _instance: held,
+        _namespace: namespace,
+    })
+}
+
+fn lock_namespace() -> Result<UnixListener> {
     let address = SocketAddr::from_abstract_name("overlay-dp")?;
-    let namespace = UnixListener::bind_addr(&address).map_err(|error| match error.kind() {
+    UnixListener::bind_addr(&address).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => anyhow!(
             "another instance's agent is running in this network namespace: a host has one; to play \
              several hosts on one machine, give each a network namespace"
         ),
         _ => anyhow!("can't lock the network namespace: {error}"),
-    })?;
-    Ok(Lock {
-        _instance: held,
-        _namespace: Some(namespace),
     })
 }
 
