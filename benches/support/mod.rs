@@ -10,7 +10,7 @@
 #![allow(dead_code)]
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -136,6 +136,7 @@ pub struct Programs {
 impl Programs {
     /// Loads them as the agent does, with the content of `tables` in their maps.
     pub fn load(tables: &mut Tables) -> Result<Programs> {
+        overlay_host::bpffs::ensure_mounted(Path::new("/sys/fs/bpf"))?;
         let pins = PathBuf::from(format!("/sys/fs/bpf/ovl-bench-{}", std::process::id()));
         let bpf = Bpf::load(&pins, false);
         // The maps live as long as they are open; so nothing stays, however this process ends.

@@ -108,13 +108,14 @@ impl Object {
             eprintln!("SKIPPED, NOTHING WAS TESTED: {missing}");
             return None;
         }
+        overlay_host::bpffs::ensure_mounted(Path::new("/sys/fs/bpf")).unwrap();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let pins = PathBuf::from(format!(
             "/sys/fs/bpf/ovl-test-{}-{}",
             std::process::id(),
             COUNT.fetch_add(1, Ordering::Relaxed)
         ));
-        fs::create_dir(&pins).expect("bpffs on /sys/fs/bpf");
+        fs::create_dir(&pins).unwrap();
         let pins = Pins(pins);
         let mut bpf = EbpfLoader::new()
             .default_map_pin_directory(&pins.0)
