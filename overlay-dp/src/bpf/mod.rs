@@ -216,11 +216,6 @@ impl Bpf {
             _ => Ok(()),
         }
     }
-
-    /// Where the pins are.
-    pub fn pin_dir(&self) -> &Path {
-        &self.root
-    }
 }
 
 impl Maps {
