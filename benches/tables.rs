@@ -146,6 +146,8 @@ fn slow_path(criterion: &mut Criterion) -> Result<()> {
         vni: vni(),
         mac: overlay_core::model::MacAddr::from_ipv4([10, 255, 0, 3].into()),
         ips: vec![[10, 255, 0, 3].into()],
+        aliases: Vec::new(),
+        service: None,
     };
     tables.port_up(THIRD_PORT, &third)?;
     let tables: Tables = tables;

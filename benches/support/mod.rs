@@ -102,6 +102,7 @@ pub fn tables(remote: u32) -> Result<Tables> {
         vni: vni(),
         subnet: "10.0.0.0/8".parse()?,
         gateway: Ipv4Addr::new(10, 0, 0, 1).into(),
+        ipv6: None,
     });
     for vtep in REMOTE_VTEPS {
         tables.vtep_add(vtep.into())?;
@@ -118,6 +119,8 @@ pub fn tables(remote: u32) -> Result<Tables> {
         vni: vni(),
         mac: MacAddr::from_ipv4(ip),
         ips: vec![ip.into()],
+        aliases: Vec::new(),
+        service: None,
     };
     tables.port_up(OWN_PORT, &endpoint("own".to_owned(), OWN))?;
     tables.port_up(PEER_PORT, &endpoint("peer".to_owned(), PEER))?;

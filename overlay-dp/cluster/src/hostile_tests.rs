@@ -130,6 +130,8 @@ async fn a_member_can_not_speak_for_others_or_break_rules() {
         vni: network.vni,
         mac: MacAddr([2, 0, 0, 0, 0, 1]),
         ips: vec!["10.0.0.9".parse().unwrap()],
+        aliases: Vec::new(),
+        service: None,
     };
     let with_ip = |name: &str, ip: &str| Endpoint {
         name: name.into(),

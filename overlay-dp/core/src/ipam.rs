@@ -155,6 +155,7 @@ impl Ipam {
             vni,
             subnet: subnet.into(),
             gateway: gateway.into(),
+            ipv6: None,
         };
         if spec.vni.is_none() {
             self.next_vni = vni.get() + 1;

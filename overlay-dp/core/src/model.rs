@@ -208,9 +208,40 @@ pub struct Network {
     pub subnet: IpNetwork,
     /// Answered for by every host's agent; never given to an endpoint.
     pub gateway: IpAddr,
+    /// The second family of a dual-stack network, IPv6: see [`Network::subnet_of`].
+    pub ipv6: Option<Subnet>,
+}
+
+/// A range of addresses and the gateway in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// The range, its host bits zero.
+    pub subnet: IpNetwork,
+    /// Answered for by every host's agent; never given to an endpoint.
+    pub gateway: IpAddr,
 }
 
 impl Network {
+    /// Its address families: one or two, IPv4 first.
+    pub fn subnets(&self) -> impl Iterator<Item = Subnet> {
+        let first = Subnet {
+            subnet: self.subnet,
+            gateway: self.gateway,
+        };
+        std::iter::once(first).chain(self.ipv6)
+    }
+
+    /// The family that `ip` is of, whether or not it is inside.
+    pub fn subnet_of(&self, ip: IpAddr) -> Option<Subnet> {
+        self.subnets()
+            .find(|family| family.gateway.is_ipv4() == ip.is_ipv4())
+    }
+
+    /// The addresses that every agent answers for.
+    pub fn gateways(&self) -> impl Iterator<Item = IpAddr> {
+        self.subnets().map(|family| family.gateway)
+    }
+
     /// The gateway's MAC, the same on every host.
     pub fn gateway_mac(&self) -> MacAddr {
         match self.gateway {
@@ -234,6 +265,10 @@ pub struct Endpoint {
     pub mac: MacAddr,
     /// Its addresses, the IPv4 one first, link-local IPv6 last.
     pub ips: Vec<IpAddr>,
+    /// More names of this one endpoint, see [`check_name`].
+    pub aliases: Vec<String>,
+    /// The service that it is one of the tasks of.
+    pub service: Option<String>,
 }
 
 /// A host of the cluster.

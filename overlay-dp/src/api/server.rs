@@ -319,6 +319,8 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
             vni: network.vni,
             mac: lease.mac,
             ips: vec![lease.ip],
+            aliases: Vec::new(),
+            service: None,
         },
         prefix: network.subnet.prefix(),
         netns: ask.netns,

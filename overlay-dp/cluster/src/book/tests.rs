@@ -29,6 +29,7 @@ fn network(vni: u32, subnet: &str) -> Network {
         vni: Vni::new(vni).unwrap(),
         subnet,
         gateway,
+        ipv6: None,
     }
 }
 
@@ -38,6 +39,8 @@ fn endpoint(vni: u32, ip: [u8; 4]) -> Endpoint {
         vni: Vni::new(vni).unwrap(),
         mac: MacAddr::from_ipv4(ip.into()),
         ips: vec![ip.into()],
+        aliases: Vec::new(),
+        service: None,
     }
 }
 

@@ -11,6 +11,8 @@ fn endpoint(n: u8) -> Endpoint {
         vni: Vni::new(4096).unwrap(),
         mac: MacAddr([2, 0x42, 10, 0, 0, n]),
         ips: vec![IpAddr::from([10, 0, 0, n])],
+        aliases: Vec::new(),
+        service: None,
     }
 }
 
@@ -237,6 +239,7 @@ fn an_endpoint_fits_its_network_or_not() {
         vni: Vni::new(4096).unwrap(),
         subnet: "10.0.0.0/24".parse().unwrap(),
         gateway: "10.0.0.1".parse().unwrap(),
+        ipv6: None,
     };
     let with = |ip: &str| Endpoint {
         ips: vec![ip.parse().unwrap()],

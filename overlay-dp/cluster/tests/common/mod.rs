@@ -150,6 +150,8 @@ impl TestHost {
             vni,
             mac: lease.mac,
             ips: vec![lease.ip, lease.mac.link_local().into()],
+            aliases: Vec::new(),
+            service: None,
         };
         self.cluster.publish(endpoint.clone()).unwrap();
         endpoint

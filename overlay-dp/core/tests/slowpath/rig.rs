@@ -146,6 +146,8 @@ pub fn endpoint(number: u32, last: u8) -> Endpoint {
         vni: vni(number),
         mac: MacAddr(mac(last)),
         ips: ips(last),
+        aliases: Vec::new(),
+        service: None,
     }
 }
 
@@ -163,6 +165,7 @@ impl Rig {
                 vni: vni(number),
                 subnet: "10.0.0.0/24".parse().unwrap(),
                 gateway: gateway.parse().unwrap(),
+                ipv6: None,
             });
         }
         for (vtep, last) in [(A, 2), (B, 3), (D, 5)] {

@@ -38,6 +38,7 @@ fn network(number: u32) -> Network {
         vni: vni(number),
         subnet: "10.0.0.0/24".parse().unwrap(),
         gateway: ip("10.0.0.1"),
+        ipv6: None,
     }
 }
 
@@ -51,6 +52,8 @@ fn endpoint(name: &str, number: u32, last: u8) -> Endpoint {
             IpAddr::from([10, 0, 0, last]),
             mac(last).link_local().into(),
         ],
+        aliases: Vec::new(),
+        service: None,
     }
 }
 

@@ -43,6 +43,8 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
                 .into_iter()
                 .map(|last| IpAddr::from([10, 0, 0, last]))
                 .collect(),
+            aliases: Vec::new(),
+            service: None,
         })
     };
     let gateway = (number(), 1..3_u8).prop_map(|(number, last)| Network {
