@@ -30,6 +30,21 @@ pub async fn call<B: Serialize, A: DeserializeOwned>(
     path: &str,
     body: Option<&B>,
 ) -> Result<A> {
+    let bytes = fetch(instance, method, path, body).await?;
+    serde_json::from_slice(&bytes)
+        .context("the agent's answer is not what this overlay-dp expects: are both of one version?")
+}
+
+/// Sends one request, and returns the answer as it is.
+///
+/// # Errors
+/// As [`call`].
+pub async fn fetch<B: Serialize>(
+    instance: &Instance,
+    method: Method,
+    path: &str,
+    body: Option<&B>,
+) -> Result<Bytes> {
     let socket = instance.socket();
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         if error.kind() == std::io::ErrorKind::PermissionDenied {
@@ -73,6 +88,5 @@ pub async fn call<B: Serialize, A: DeserializeOwned>(
             ),
         }
     }
-    serde_json::from_slice(&bytes)
-        .context("the agent's answer is not what this overlay-dp expects: are both of one version?")
+    Ok(bytes)
 }

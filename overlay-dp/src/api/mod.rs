@@ -13,11 +13,11 @@
 //! | `GET /v1/fdb` | | list of [`FdbRow`] |
 //! | `POST /v1/fdb` | [`FdbAdd`] | [`FdbRow`] |
 //! | `DELETE /v1/fdb` | [`FdbRemove`] | [`FdbRow`] |
-//! | `GET /v1/token` | | [`TokenInfo`] |
 //! | `POST /v1/detach` | [`Detach`] | [`Detached`] |
 //!
-//! An error is a 4xx or 5xx status with an [`ErrorBody`].
+//! The rest is in [`admin`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
 
+pub mod admin;
 pub mod client;
 pub mod server;
 
@@ -26,7 +26,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use overlay_core::model::{HostId, MacAddr, Vni};
+use overlay_core::model::{HostId, MacAddr, Subnet, Vni};
 use serde::{Deserialize, Serialize};
 
 use crate::bpf::Hook;
@@ -49,6 +49,8 @@ pub struct NetworkInfo {
     pub subnet: IpNetwork,
     /// Answered for by every agent.
     pub gateway: IpAddr,
+    /// The second family of a dual-stack network.
+    pub ipv6: Option<Subnet>,
     /// Endpoints in the whole cluster, as far as this host knows.
     pub endpoints: usize,
     /// Whether this host has an endpoint in it.
@@ -70,10 +72,17 @@ pub struct NetworkDetail {
 pub struct NetworkCreate {
     /// Its name.
     pub name: String,
-    /// Its addresses; the next free /24 when absent.
-    pub subnet: Option<IpNetwork>,
-    /// Its gateway; the subnet's first address when absent.
-    pub gateway: Option<IpAddr>,
+    /// Its addresses, one of each family; the next free IPv4 /24 when empty.
+    #[serde(default)]
+    pub subnets: Vec<IpNetwork>,
+    /// Its gateways, one for each subnet; their first addresses when empty.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Where addresses that nobody asks for come from; the whole subnet when absent.
+    pub ip_range: Option<IpNetwork>,
+    /// IPv6 besides IPv4.
+    #[serde(default)]
+    pub ipv6: bool,
     /// Its VNI; the next free one when absent.
     pub vni: Option<Vni>,
 }

@@ -63,7 +63,6 @@ pub async fn start(
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     let router = Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/token", get(token))
         .route("/v1/networks", get(networks).post(network_create))
         .route("/v1/networks/{name}", get(network).delete(network_remove))
         .route(
@@ -72,6 +71,7 @@ pub async fn start(
         )
         .route("/v1/fdb", get(fdb).post(fdb_add).delete(fdb_remove))
         .route("/v1/detach", post(detach))
+        .merge(super::admin::router())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .with_state(Ctx {
@@ -93,15 +93,15 @@ pub async fn start(
 
 /// What every handler has.
 #[derive(Clone)]
-struct Ctx {
-    cluster: Cluster,
+pub(super) struct Ctx {
+    pub cluster: Cluster,
     leases: Arc<Leases>,
     agent: mpsc::Sender<Request>,
 }
 
 impl Ctx {
     /// Asks the agent's loop.
-    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
+    pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         self.agent
             .send(request(reply))
@@ -129,7 +129,7 @@ impl Ctx {
     }
 
     /// Every endpoint of a network, this host's with what only it knows.
-    async fn containers_of(&self, network: &Network) -> Result<Vec<ContainerInfo>> {
+    pub async fn containers_of(&self, network: &Network) -> Result<Vec<ContainerInfo>> {
         let hosts = self.host_names();
         let ports = self.ask(Request::Ports).await?;
         let me = self.cluster.me().id;
@@ -164,12 +164,13 @@ impl Ctx {
             vni: network.vni,
             subnet: network.subnet,
             gateway: network.gateway,
+            ipv6: network.ipv6,
         }
     }
 }
 
 /// An error as an answer.
-struct Failure(StatusCode, String);
+pub(super) struct Failure(StatusCode, String);
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
@@ -178,7 +179,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 /// A request's JSON body. One that is none, or too large, is answered like any other error.
-struct Body<T>(T);
+pub(super) struct Body<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Failure;
@@ -209,26 +210,10 @@ impl IntoResponse for Failure {
     }
 }
 
-type Answer<T> = Result<Json<T>, Failure>;
+pub(super) type Answer<T> = Result<Json<T>, Failure>;
 
 async fn status(State(ctx): State<Ctx>) -> Answer<Status> {
     Ok(Json(ctx.ask(Request::Status).await?))
-}
-
-async fn token(State(ctx): State<Ctx>) -> Answer<TokenInfo> {
-    let me = ctx.cluster.me();
-    let Some(token) = ctx.cluster.token() else {
-        return Err(anyhow!(
-            "this host is no manager: ask one for the token ('overlay-dp token show' there)"
-        )
-        .into());
-    };
-    let token = token.to_string();
-    Ok(Json(TokenInfo {
-        join_command: join_command(&me, &token),
-        address: join_address(&me),
-        token,
-    }))
 }
 
 async fn networks(State(ctx): State<Ctx>) -> Answer<Vec<NetworkInfo>> {
@@ -255,13 +240,13 @@ async fn network_create(
 ) -> Answer<NetworkInfo> {
     check_name(&ask.name)?;
     let host = overlay_host::Host::new()?;
-    if let Some(subnet) = ask.subnet
-        && let Some((route, interface)) = host.find_overlap(subnet).await?
-    {
-        return Err(anyhow!(
-            "{subnet} overlaps this host's route {route} (dev {interface}): choose another --subnet"
-        )
-        .into());
+    for subnet in &ask.subnets {
+        if let Some((route, interface)) = host.find_overlap(*subnet).await? {
+            return Err(anyhow!(
+                "{subnet} overlaps this host's route {route} (dev {interface}): choose another --subnet"
+            )
+            .into());
+        }
     }
     let avoid = host
         .host_routes()
@@ -271,8 +256,10 @@ async fn network_create(
         .collect();
     let spec = NetworkSpec {
         name: ask.name,
-        subnet: ask.subnet,
-        gateway: ask.gateway,
+        subnets: ask.subnets,
+        gateways: ask.gateways,
+        ip_range: ask.ip_range,
+        ipv6: ask.ipv6,
         vni: ask.vni,
     };
     let network = ctx.cluster.network_create(spec, avoid).await?;

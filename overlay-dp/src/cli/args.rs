@@ -57,9 +57,22 @@ pub enum Command {
     /// The forwarding table: which MAC is behind which VTEP or port
     #[command(subcommand)]
     Fdb(FdbCommand),
-    /// The join token
+    /// The hosts of the cluster
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// The join tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The managers' agreement, its backup and its restoration
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Compare what was agreed, what hosts told, the BPF maps and the kernel: prints each difference
+    #[command(after_help = VERIFY_HELP)]
+    Verify {
+        /// Put right what can be put right from here
+        #[arg(long)]
+        repair: bool,
+    },
     /// Hooks and why they are used, VTEPs, counters, drops
     Status,
 }
@@ -143,16 +156,25 @@ pub enum NetworkCommand {
     /// Make a network, known to all hosts at once
     #[command(after_help = "Examples:
   overlay-dp network create uber-net
-  overlay-dp network create blue --subnet 10.20.0.0/16 --gateway 10.20.0.254 --vni 5000")]
+  overlay-dp network create blue --subnet 10.20.0.0/16 --gateway 10.20.0.254 --vni 5000
+  overlay-dp network create green --subnet 10.30.0.0/16 --ip-range 10.30.128.0/17
+  overlay-dp network create dual --ipv6
+  overlay-dp network create six --subnet 2001:db8:1::/64")]
     Create {
         /// Its name
         name: String,
-        /// Its addresses [default: the next free /24 of 10.0.0.0/8]
+        /// Its addresses, for IPv4, IPv6 or (twice) both [default: the next free /24 of 10.0.0.0/8]
+        #[arg(long = "subnet", value_name = "CIDR")]
+        subnets: Vec<IpNetwork>,
+        /// Its gateway, for each subnet [default: the subnet's first address]
+        #[arg(long = "gateway", value_name = "IP")]
+        gateways: Vec<IpAddr>,
+        /// Addresses that are chosen for containers come from this part of the subnet
         #[arg(long, value_name = "CIDR")]
-        subnet: Option<IpNetwork>,
-        /// Its gateway [default: the subnet's first address]
-        #[arg(long, value_name = "IP")]
-        gateway: Option<IpAddr>,
+        ip_range: Option<IpNetwork>,
+        /// IPv6 besides IPv4 [default subnet: a /64 of the cluster's own unique local prefix]
+        #[arg(long)]
+        ipv6: bool,
         /// Its VNI, 1 to 16777215 [default: the next free one from 4096 up]
         #[arg(long, value_parser = parse_vni)]
         vni: Option<Vni>,
@@ -269,11 +291,96 @@ Example:
     },
 }
 
+/// Says what the exit status means.
+const VERIFY_HELP: &str = "The exit status is 0 when nothing differs, or everything was repaired, and 1 otherwise.
+
+Examples:
+  overlay-dp verify
+  overlay-dp verify --repair";
+
+/// `host`
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// List hosts
+    Ls,
+    /// Show hosts with what they have
+    Inspect {
+        /// Their names or ids
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+    },
+    /// Remove hosts: they are cut off from the cluster and from the other hosts' containers at once
+    #[command(after_help = "A host that runs leaves by itself with 'overlay-dp detach' there. This is for one \
+    that is lost, or is no longer trusted: its certificate is worth nothing from now on, its addresses are free, and \
+    its agent, if it still runs, detaches its containers and ends.
+
+Examples:
+  overlay-dp host rm host3
+  overlay-dp host rm --force host3      # although it is up")]
+    Rm {
+        /// Their names or ids
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+        /// Also hosts that are up
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make hosts managers: with three or five of them the cluster goes on without one or two
+    Promote {
+        /// Their names or ids
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+    },
+    /// Make managers workers
+    Demote {
+        /// Their names or ids
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+    },
+}
+
 /// `token`
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Print the token and the command that joins a host
-    Show,
+    Show {
+        /// The token that makes managers of those who join with it
+        #[arg(long)]
+        manager: bool,
+    },
+    /// Replace the token: the old one is worth nothing from now on; hosts that have joined stay
+    Rotate {
+        /// The token that makes managers of those who join with it
+        #[arg(long)]
+        manager: bool,
+    },
+}
+
+/// `cluster`
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Show the managers, who leads them, and whether they are enough to agree
+    Status,
+    /// Write what the managers have agreed on to a file: networks, hosts, addresses, tokens, the CA with its key
+    #[command(after_help = "Whoever has the file can be a manager: keep it as a private key is kept.
+
+Example:
+  overlay-dp cluster backup /root/overlay-dp.backup")]
+    Backup {
+        /// The file, which must not be there yet
+        file: PathBuf,
+    },
+    /// Have the next 'attach' of this host make the cluster anew from a backup, as its only manager
+    #[command(after_help = "For a cluster whose managers are lost, or too few of them are left. Not on a host whose agent runs. \
+    The other hosts find this one by themselves if it has the address of a manager that they knew; all others \
+    must be detached and join again. Promote other managers afterwards.
+
+Example:
+  overlay-dp detach --force && overlay-dp cluster restore /root/overlay-dp.backup && overlay-dp attach --iface eth0")]
+    Restore {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 /// The namespace that `--netns` names: what has a slash is a path, made absolute here, because

@@ -1,5 +1,6 @@
 //! The command line: asking the agent, and printing what it says.
 
+mod admin;
 pub mod args;
 mod render;
 
@@ -15,12 +16,11 @@ use crate::agent::{self, Options};
 use crate::api::client::{agent_runs, call};
 use crate::api::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, FdbAdd, FdbRemove, FdbRow,
-    Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
+    Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status,
 };
 use crate::instance::Instance;
 use args::{
     AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand,
-    TokenCommand,
 };
 
 /// Parses the command line and does what it says. Errors are one line on standard error.
@@ -110,15 +110,10 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
             let status: Status = call(instance, get, "/v1/status", none).await?;
             print(json, &status, || render::status(&status))
         }
-        Command::Token(TokenCommand::Show) => {
-            let token: TokenInfo = call(instance, get, "/v1/token", none).await?;
-            print(json, &token, || {
-                format!(
-                    "{}\n\nTo join a host:\n  {}",
-                    token.token, token.join_command
-                )
-            })
-        }
+        Command::Host(command) => admin::host(instance, json, command).await,
+        Command::Token(command) => admin::token(instance, json, command).await,
+        Command::Cluster(command) => admin::cluster(instance, json, command).await,
+        Command::Verify { repair } => admin::verify(instance, json, repair).await,
         Command::Network(command) => network(instance, json, command).await,
         Command::Container(command) => container(instance, json, command).await,
         Command::Fdb(command) => fdb(instance, json, command).await,
@@ -148,23 +143,29 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
     match command {
         NetworkCommand::Create {
             name,
-            subnet,
-            gateway,
+            subnets,
+            gateways,
+            ip_range,
+            ipv6,
             vni,
         } => {
             let request = NetworkCreate {
                 name,
-                subnet,
-                gateway,
+                subnets,
+                gateways,
+                ip_range,
+                ipv6,
                 vni,
             };
             let made: NetworkInfo =
                 call(instance, Method::POST, "/v1/networks", Some(&request)).await?;
             print(json, &made, || {
-                format!(
-                    "{}: {}, gateway {}, VNI {}",
-                    made.name, made.subnet, made.gateway, made.vni
-                )
+                let families = render::families(&made);
+                let families = families.map(|(subnet, gateway)| {
+                    format!("{subnet}, gateway {gateway}, ")
+                });
+                let families: String = families.collect();
+                format!("{}: {families}VNI {}", made.name, made.vni)
             })
         }
         NetworkCommand::Ls => {
