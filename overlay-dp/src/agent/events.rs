@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
-use overlay_cluster::{Event, MemberState};
-use overlay_common::wire::{Ip16, unmap_v4};
+use overlay_cluster::Event;
+use overlay_common::wire::Ip16;
 use overlay_core::model::{Endpoint, Host, HostId};
 use overlay_host::HostEvent;
 
 use super::Agent;
+use super::verify::is_behind;
 
 impl Agent {
     pub(super) async fn on_cluster(&mut self, event: Event) {
@@ -43,6 +44,8 @@ impl Agent {
                 }
                 self.tables.write().network_remove(network.vni);
             }
+            Event::FactsChanged => {}
+            Event::Expelled => self.expelled = true,
             Event::EndpointUp { host, endpoint } => {
                 if let Some(vtep) = self.vtep_of(host) {
                     self.endpoint_up(vtep, &endpoint);
@@ -73,7 +76,7 @@ impl Agent {
         }
     }
 
-    fn name_of(&self, id: HostId) -> String {
+    pub(super) fn name_of(&self, id: HostId) -> String {
         self.members
             .get(&id)
             .map_or_else(|| id.to_string(), |h| h.name.clone())
@@ -168,7 +171,6 @@ impl Agent {
     }
 
     pub(super) async fn on_tick(&mut self) {
-        self.leases.retry();
         if !self.slow.is_running() {
             self.fatal = Some("the slow path has ended".to_owned());
         }
@@ -192,15 +194,9 @@ impl Agent {
     /// Removes from the BPF maps what nobody owns: left by an earlier agent, and not confirmed
     /// since. What belongs to a host that is not alive stays until that host is forgotten.
     async fn sweep(&mut self) {
-        let silent: Vec<IpAddr> = self
-            .cluster
-            .members()
-            .into_iter()
-            .filter(|m| !m.me && m.state != MemberState::Alive)
-            .map(|m| m.host.vtep)
-            .collect();
+        let silent = self.silent_vteps();
         let wanted = self.tables.read().snapshot();
-        let keep = |ip: &Ip16| silent.contains(&IpAddr::from(unmap_v4(ip)));
+        let keep = |ip: &Ip16| is_behind(&silent, ip);
         match self.bpf.sweep(&wanted, keep) {
             Ok(0) => {}
             Ok(swept) => tracing::info!(swept, "removed stale entries from the BPF maps"),

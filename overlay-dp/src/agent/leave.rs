@@ -253,9 +253,9 @@ impl Agent {
         }
         tracing::info!("stopping: detaching containers and removing the data path");
         self.detach_containers().await;
-        let (cluster, leases) = (self.cluster.clone(), Arc::clone(&self.leases));
+        let (cluster, addresses) = (self.cluster.clone(), Arc::clone(&self.addresses));
         self.remove_datapath(false).await;
-        leases.drain(RELEASE_WAIT).await;
+        addresses.settle(RELEASE_WAIT).await;
         cluster.shutdown().await;
         Ok(())
     }
@@ -266,6 +266,17 @@ impl Agent {
         self.cluster.clone().shutdown().await;
         let _ = fs::remove_file(self.options.instance.socket());
         anyhow!("{why}: start again to go on; what is attached runs on")
+    }
+
+    /// This host was removed from the cluster: what it has there is worth nothing any more.
+    pub(super) async fn cut_off(mut self) -> anyhow::Error {
+        self.detach_containers().await;
+        let cluster = self.cluster.clone();
+        self.remove_datapath(true).await;
+        cluster.shutdown().await;
+        anyhow!(
+            "this host was removed from the cluster: its containers are detached; to come back, join with a token"
+        )
     }
 
     async fn detach_containers(&mut self) -> Vec<Port> {

@@ -4,9 +4,9 @@
 //! [`Request`]s, the cluster and the kernel through their events, the slow path through the
 //! updates that its misses ask for.
 
+mod addresses;
 mod datapath;
 mod events;
-mod leases;
 mod leave;
 mod next_hops;
 mod options;
@@ -15,6 +15,7 @@ mod slow;
 mod start;
 mod state;
 mod status;
+mod verify;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use overlay_cluster::Cluster;
 use overlay_common::wire::VXLAN_PORT;
-use overlay_core::model::{Endpoint, Host as ClusterHost, HostId, Vni};
+use overlay_core::model::{Endpoint, Host as ClusterHost, HostId, Network, Vni};
 use overlay_core::tables::{StaticEntry, Tables};
 use overlay_host::{Host, HostEvent, Uplink};
 use parking_lot::RwLock;
@@ -35,13 +36,15 @@ use crate::bpf::{Bpf, Hook};
 
 pub use leave::clean_up_after_dead_agent;
 pub use options::{Datapath, OnExit, Options};
+pub use start::prepare_restore;
 pub use state::Port;
 
-pub use leases::Leases;
+pub use addresses::{Addresses, Wish};
 use leave::Lock;
 use next_hops::NextHops;
 use slow::SlowThread;
 use state::{State, StateFile};
+pub use verify::Finding;
 
 /// How often next hops are confirmed and stale map entries are looked for.
 const TICK: Duration = Duration::from_secs(15);
@@ -62,6 +65,8 @@ pub enum Request {
     StaticAdd(StaticEntry, Reply<FdbRow>),
     /// Remove a static entry.
     StaticRemove(Vni, overlay_core::model::MacAddr, Reply<FdbRow>),
+    /// Look for differences, and repair them.
+    Verify(bool, Reply<Vec<Finding>>),
     /// Leave the cluster, undo everything and stop.
     Detach(bool, Reply<Detached>),
 }
@@ -70,8 +75,8 @@ pub enum Request {
 pub struct PortAdd {
     /// What the cluster is told.
     pub endpoint: Endpoint,
-    /// Length of the network's prefix.
-    pub prefix: u8,
+    /// Its network.
+    pub network: Network,
     /// The container.
     pub netns: Netns,
     /// The interface inside.
@@ -116,7 +121,7 @@ pub async fn run(options: Options) -> Result<()> {
             return Err(error);
         }
     };
-    agent.announce();
+    agent.announce().await;
 
     let mut tick = tokio::time::interval(TICK);
     tick.reset();
@@ -145,6 +150,10 @@ pub async fn run(options: Options) -> Result<()> {
             () = signals.received() => break None,
         }
         agent.flush();
+        if agent.expelled {
+            api.stop().await;
+            return Err(agent.cut_off().await);
+        }
         if let Some(why) = agent.fatal.take() {
             return Err(agent.give_up(why).await);
         }
@@ -210,11 +219,13 @@ struct Agent {
     next_hops: NextHops,
     cluster: Cluster,
     members: HashMap<HostId, ClusterHost>,
-    leases: Arc<Leases>,
+    addresses: Arc<Addresses>,
     /// The ends of the punt link, by ifindex.
     punt: [u32; 2],
     /// Why the agent can't go on.
     fatal: Option<String>,
+    /// This host is a member no more.
+    expelled: bool,
     /// Whether entries of an earlier agent may be left in the BPF maps.
     sweep_due: bool,
     /// Whether this start made the cluster.
@@ -236,7 +247,7 @@ struct Inputs {
 
 impl Agent {
     /// Tells people and the service manager that the agent is ready.
-    fn announce(&self) {
+    async fn announce(&self) {
         let me = self.cluster.me();
         tracing::info!(
             host = %me.name, id = %me.id, vtep = %me.vtep, uplink = %self.uplink.name,
@@ -245,11 +256,14 @@ impl Agent {
         for hook in &self.hooks {
             tracing::info!(interface = %hook.interface, site = %hook.site, attached = %hook.attached, why = %hook.why, "hook");
         }
-        if self.is_new
-            && let Some(token) = self.cluster.token()
-        {
-            let command = join_command(&me, &token.to_string());
-            tracing::info!("to join a host, run there:\n\n    {command}\n");
+        if self.is_new {
+            match self.cluster.token(false).await {
+                Ok(token) => {
+                    let command = join_command(&me, &token.to_string());
+                    tracing::info!("to join a host, run there:\n\n    {command}\n");
+                }
+                Err(error) => tracing::warn!(%error, "no token to join with yet"),
+            }
         }
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     }
@@ -281,6 +295,7 @@ impl Agent {
                 self.flush();
                 drop(reply.send(done));
             }
+            Request::Verify(repair, reply) => drop(reply.send(self.verify(repair).await)),
             Request::Detach(..) => unreachable!("the loop takes it"),
         }
     }

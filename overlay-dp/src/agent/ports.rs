@@ -1,6 +1,6 @@
 //! Containers on this host: their veths, and the static entries that stand beside them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::{Result, anyhow, bail};
 use overlay_core::model::{Endpoint, MacAddr, Vni};
@@ -23,7 +23,7 @@ impl Agent {
     pub(super) async fn port_add(&mut self, add: PortAdd) -> Result<Port> {
         let PortAdd {
             mut endpoint,
-            prefix,
+            network,
             netns,
             ifname,
         } = add;
@@ -34,13 +34,10 @@ impl Agent {
                 inside.reference()
             );
         }
-        let ip4 = endpoint.ips.iter().find_map(|ip| match ip {
-            IpAddr::V4(ip) => Some(*ip),
-            IpAddr::V6(_) => None,
-        });
-        let name = self.port_name(endpoint.vni, ip4).await?;
+        let name = self.port_name(endpoint.vni, endpoint.mac).await?;
         let mtu = self.inner_mtu;
-        let addrs: Vec<(IpAddr, u8)> = endpoint.ips.iter().map(|ip| (*ip, prefix)).collect();
+        let with_prefix = |ip: &IpAddr| Some((*ip, network.subnet_of(*ip)?.subnet.prefix()));
+        let addrs: Vec<(IpAddr, u8)> = endpoint.ips.iter().filter_map(with_prefix).collect();
         let made = self
             .host
             .create_port(&PortSpec {
@@ -78,14 +75,24 @@ impl Agent {
             self.undo_port(&port).await;
             return Err(error);
         }
+        self.follow_networks();
         if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
             self.state.ports.retain(|p| p.local.port != name);
+            self.follow_networks();
             self.undo_port(&port).await;
             self.state_file.save(&self.state)?;
             return Err(error.into());
         }
         tracing::info!(container = %port.endpoint.name, port = %name, ips = ?port.endpoint.ips, "container attached");
         Ok(port)
+    }
+
+    /// Follows what other hosts tell of the networks that have a port or a static entry here, and
+    /// of no others.
+    pub(super) fn follow_networks(&self) {
+        let ports = self.state.ports.iter().map(|p| p.endpoint.vni);
+        let statics = self.state.statics.iter().map(|s| s.vni);
+        self.cluster.set_interest(ports.chain(statics).collect());
     }
 
     /// Hooks the port up and tells the tables.
@@ -152,9 +159,8 @@ impl Agent {
     /// Tells the cluster that an endpoint is gone, and gives its address back.
     fn withdraw(&self, endpoint: &Endpoint) {
         self.cluster.withdraw(endpoint.vni, &endpoint.name);
-        if let Some(ip) = endpoint.ips.first().copied() {
-            self.leases.give_back(endpoint.vni, &endpoint.name, ip);
-        }
+        self.addresses.give_back(endpoint.vni, &endpoint.name);
+        self.follow_networks();
     }
 
     /// The kernel says that an interface is gone: with its container, if it was a port.
@@ -204,7 +210,7 @@ impl Agent {
                 self.port_gone(port.local.port_ifindex).await;
                 continue;
             }
-            self.leases.keep(port.endpoint.vni, &port.endpoint.name);
+            self.addresses.keep(&port.endpoint);
             // The others go on, whatever is wrong with this one. XDP must not see frames before
             // their checksums are computed.
             if let Err(error) = self.renew_offloads(&port).await {
@@ -217,6 +223,7 @@ impl Agent {
                 tracing::error!(container = %port.endpoint.name, %error, "the other hosts don't learn of it");
             }
         }
+        self.follow_networks();
         self.cluster.settled();
         let owner = self.options.instance.owner();
         for link in self.host.links_owned_by(&owner).await? {
@@ -246,10 +253,10 @@ impl Agent {
         Ok(inside.run(|| set_offloads(&port.local.ifname, &self.plan))??)
     }
 
-    /// A name that no port has: derived from network and address, which are unique.
-    async fn port_name(&self, vni: Vni, ip: Option<Ipv4Addr>) -> Result<String> {
+    /// A name that no port has: derived from network and MAC, which are unique.
+    async fn port_name(&self, vni: Vni, mac: MacAddr) -> Result<String> {
         // FNV-1a, folded to the 8 digits that fit an interface's name.
-        let seed = [vni.get().to_be_bytes(), ip.map_or([0; 4], |ip| ip.octets())].concat();
+        let seed = [&vni.get().to_be_bytes()[..], &mac.0].concat();
         let mut hash: u32 = 0x811c_9dc5;
         for byte in seed {
             hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
@@ -366,7 +373,7 @@ impl Agent {
     }
 }
 
-fn netns_ref(netns: &Netns) -> NetnsRef {
+pub(super) fn netns_ref(netns: &Netns) -> NetnsRef {
     match netns {
         Netns::Name(name) => NetnsRef::Name(name.clone()),
         Netns::Pid(pid) => NetnsRef::Pid(*pid),

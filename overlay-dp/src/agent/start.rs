@@ -1,16 +1,18 @@
 //! Starting: checks first, then the data path, then the cluster, then what the last agent left.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use overlay_cluster::{Cluster, Start};
 use overlay_host::{Host, Monitor, Uplink};
 use tokio::sync::mpsc;
 
-use super::leases::Leases;
+use super::addresses::Addresses;
 use super::leave::Lock;
 use super::next_hops::NextHops;
 use super::state::StateFile;
@@ -71,6 +73,7 @@ impl Agent {
                 slow: prepared.slow,
                 punt: [prepared.punt.near_ifindex, prepared.punt.far_ifindex],
                 fatal: None,
+                expelled: false,
                 sweep_due: true,
                 is_new,
                 next_hops: NextHops::default(),
@@ -80,7 +83,7 @@ impl Agent {
                 options,
                 host,
                 uplink,
-                leases: Leases::new(cluster.clone()),
+                addresses: Addresses::new(cluster.clone()),
                 cluster: cluster.clone(),
                 state,
                 state_file,
@@ -88,13 +91,20 @@ impl Agent {
                 _data_port: data_port,
             };
             agent.take_over().await?;
+            match std::fs::remove_file(restore_file(&agent.options.instance)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
             if !is_new && !is_member {
                 first_contact(&cluster).await;
             }
             let (sender, requests) = mpsc::channel(64);
-            let leases = Arc::clone(&agent.leases);
+            let addresses = Arc::clone(&agent.addresses);
+            tokio::spawn(Arc::clone(&addresses).run());
             let api =
-                server::start(&agent.options.instance, cluster.clone(), leases, sender).await?;
+                server::start(&agent.options.instance, cluster.clone(), addresses, sender).await?;
             anyhow::Ok((agent, api, requests))
         };
         match finish.await {
@@ -134,7 +144,6 @@ impl Agent {
             }
         }
         self.take_over_ports().await?;
-        self.leases.give_back_lost();
         self.flush();
         Ok(())
     }
@@ -192,7 +201,18 @@ fn cluster_dir(instance: &Instance) -> std::path::PathBuf {
 
 /// New, joining, or going on.
 fn choose_start(options: &Options) -> Result<Start> {
-    let stored = overlay_cluster::stored(&cluster_dir(&options.instance))?;
+    let dir = cluster_dir(&options.instance);
+    let stored = overlay_cluster::stored(&dir)?;
+    if let Some(backup) = read_if_there(&restore_file(&options.instance))? {
+        if stored.is_some() || options.join.is_some() {
+            bail!(
+                "a backup waits to be restored here ({}): remove it to go on without, or leave the present cluster \
+                 with 'overlay-dp detach' and don't use --join",
+                restore_file(&options.instance).display()
+            );
+        }
+        return Ok(Start::Restore(backup));
+    }
     match (stored, &options.join, &options.token) {
         (None, None, _) => Ok(Start::New),
         (None, Some(addr), Some(token)) => Ok(Start::Join {
@@ -210,4 +230,44 @@ fn choose_start(options: &Options) -> Result<Start> {
         ),
         (None, Some(_), None) => bail!("--join needs --token"),
     }
+}
+
+fn restore_file(instance: &Instance) -> std::path::PathBuf {
+    instance.state_dir().join("restore.backup")
+}
+
+fn read_if_there(path: &std::path::Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+    }
+}
+
+/// Has the next start make the cluster anew from a backup. Returns what is in it.
+///
+/// # Errors
+/// When the backup is damaged, or this host is a member of a cluster.
+pub fn prepare_restore(instance: &Instance, backup: &[u8]) -> Result<String> {
+    let what = overlay_cluster::describe_backup(backup)?;
+    if overlay_cluster::stored(&cluster_dir(instance))?.is_some() {
+        bail!(
+            "this host is a member of a cluster: leave it first with 'overlay-dp detach --force'"
+        );
+    }
+    let path = restore_file(instance);
+    let dir = instance.state_dir();
+    let write = || -> Result<()> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)?;
+        let mut file = tempfile::NamedTempFile::new_in(&dir)?;
+        file.write_all(backup)?;
+        file.as_file().sync_all()?;
+        file.persist(&path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("can't write {}", path.display()))?;
+    Ok(what)
 }

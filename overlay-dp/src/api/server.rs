@@ -13,7 +13,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use overlay_cluster::{Cluster, LeaseSpec, NetworkSpec};
+use overlay_cluster::Cluster;
+use overlay_core::facts::{NetworkSpec, Refusal};
 use overlay_core::model::{Endpoint, Host, HostId, Network, Vni, check_name};
 use overlay_core::tables::StaticEntry;
 use serde::de::DeserializeOwned;
@@ -25,11 +26,14 @@ use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
     FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
 };
-use crate::agent::{Leases, PortAdd, Reply, Request, join_address, join_command};
+use crate::agent::{Addresses, PortAdd, Reply, Request, Wish};
 use crate::instance::Instance;
 
 /// How long answers that are under way may take when the agent stops.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
+
+/// How long the removal of a network waits for other hosts to give their addresses back.
+const GIVE_BACK_WAIT: Duration = Duration::from_secs(2);
 
 /// The running server.
 pub struct Api {
@@ -52,7 +56,7 @@ impl Api {
 pub async fn start(
     instance: &Instance,
     cluster: Cluster,
-    leases: Arc<Leases>,
+    addresses: Arc<Addresses>,
     agent: mpsc::Sender<Request>,
 ) -> Result<Api> {
     let path = instance.socket();
@@ -76,7 +80,7 @@ pub async fn start(
         .method_not_allowed_fallback(no_such_method)
         .with_state(Ctx {
             cluster,
-            leases,
+            addresses,
             agent,
         });
     let (stop, stopped) = oneshot::channel::<()>();
@@ -95,7 +99,7 @@ pub async fn start(
 #[derive(Clone)]
 pub(super) struct Ctx {
     pub cluster: Cluster,
-    leases: Arc<Leases>,
+    addresses: Arc<Addresses>,
     agent: mpsc::Sender<Request>,
 }
 
@@ -269,7 +273,19 @@ async fn network_create(
 async fn network_remove(State(ctx): State<Ctx>, Path(name): Path<String>) -> Answer<NetworkInfo> {
     let network = ctx.network(&name).await?;
     let info = ctx.network_info(network);
-    ctx.cluster.network_remove(&name).await?;
+    // Hosts whose last container has just gone are giving their addresses back.
+    ctx.addresses.settle(ANSWER_WAIT).await;
+    let deadline = tokio::time::Instant::now() + GIVE_BACK_WAIT;
+    loop {
+        match ctx.cluster.network_remove(&name).await {
+            Err(overlay_cluster::Error::Refused(Refusal::InUse { .. }))
+                if tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(GIVE_BACK_WAIT / 20).await;
+            }
+            done => break done?,
+        };
+    }
     Ok(Json(info))
 }
 
@@ -293,23 +309,44 @@ async fn container_add(
 async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
     check_name(&ask.name)?;
     let network = ctx.network(&ask.network).await?;
-    let spec = LeaseSpec {
-        vni: network.vni,
-        endpoint: ask.name.clone(),
+    // What other hosts have there is known when the container is: its first packet finds them.
+    let others = ctx.cluster.look_up(network.vni).await;
+    if let Some((host, _)) = others.iter().find(|(_, e)| e.name == ask.name) {
+        let hosts = ctx.host_names();
+        bail!(
+            "the name '{}' is taken on '{}' by a container of host '{}': choose another",
+            ask.name,
+            network.name,
+            hosts.get(host).map_or("?", |h| h.name.as_str()),
+        );
+    }
+    if let Some(ip) = ask.ip
+        && let Some((host, other)) = others.iter().find(|(_, e)| e.ips.contains(&ip))
+    {
+        let hosts = ctx.host_names();
+        bail!(
+            "{ip} is the address of '{}' on host '{}': choose another --ip",
+            other.name,
+            hosts.get(host).map_or("?", |h| h.name.as_str()),
+        );
+    }
+    let wish = Wish {
+        network: network.clone(),
+        name: ask.name.clone(),
         ip: ask.ip,
         mac: ask.mac,
     };
-    let lease = ctx.leases.take(spec).await?;
+    let given = ctx.addresses.take(wish).await?;
     let add = PortAdd {
         endpoint: Endpoint {
             name: ask.name.clone(),
             vni: network.vni,
-            mac: lease.mac,
-            ips: vec![lease.ip],
+            mac: given.mac,
+            ips: given.ips,
             aliases: Vec::new(),
             service: None,
         },
-        prefix: network.subnet.prefix(),
+        network: network.clone(),
         netns: ask.netns,
         ifname: ask.ifname,
     };
@@ -319,7 +356,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
     {
         Ok(port) => port,
         Err(error) => {
-            ctx.leases.give_back(network.vni, &ask.name, lease.ip);
+            ctx.addresses.give_back(network.vni, &ask.name);
             return Err(error);
         }
     };
@@ -419,12 +456,9 @@ async fn fdb_add(State(ctx): State<Ctx>, Body(ask): Body<FdbAdd>) -> Answer<FdbR
 fn check_static_ips(network: &Network, ask: &FdbAdd) -> Result<()> {
     for ip in &ask.ips {
         let link_local = matches!(ip, std::net::IpAddr::V6(ip) if ip.is_unicast_link_local());
-        if !network.subnet.contains(*ip) && !link_local {
-            bail!(
-                "{ip} is not in {}, the subnet of '{}'",
-                network.subnet,
-                network.name
-            );
+        let inside = network.subnets().any(|family| family.subnet.contains(*ip));
+        if !inside && !link_local {
+            bail!("{ip} is in no subnet of '{}'", network.name);
         }
     }
     Ok(())

@@ -122,6 +122,21 @@ impl Bpf {
         done.with_context(|| format!("can't write a BPF map: {update:?}"))
     }
 
+    /// What the maps hold now.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn contents(&self) -> Result<MapContents> {
+        let maps = &self.maps;
+        Ok(MapContents {
+            ports: maps.ports.iter().collect::<Result<_, _>>()?,
+            networks: maps.networks.iter().collect::<Result<_, _>>()?,
+            fdb: maps.fdb.iter().collect::<Result<_, _>>()?,
+            neighbours: maps.neighbours.iter().collect::<Result<_, _>>()?,
+            vteps: maps.vteps.iter().collect::<Result<_, _>>()?,
+        })
+    }
+
     /// Removes from the maps what is not in `wanted`, except what `keep` still wants (by the
     /// VTEP's address; `None` for local state). Returns how many entries went.
     ///

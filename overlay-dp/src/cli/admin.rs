@@ -12,9 +12,7 @@ use super::args::{ClusterCommand, HostCommand, TokenCommand};
 use super::{path_part, print, render};
 use crate::agent::{self, Finding};
 use crate::api::TokenInfo;
-use crate::api::admin::{
-    ClusterInfo, HostDetail, HostInfo, HostRemove, Role, TokenAsk, VerifyAsk,
-};
+use crate::api::admin::{ClusterInfo, HostDetail, HostInfo, HostRemove, Role, TokenAsk, VerifyAsk};
 use crate::api::client::{agent_runs, call, fetch};
 use crate::instance::Instance;
 

@@ -292,7 +292,8 @@ Example:
 }
 
 /// Says what the exit status means.
-const VERIFY_HELP: &str = "The exit status is 0 when nothing differs, or everything was repaired, and 1 otherwise.
+const VERIFY_HELP: &str =
+    "The exit status is 0 when nothing differs, or everything was repaired, and 1 otherwise.
 
 Examples:
   overlay-dp verify
@@ -310,13 +311,15 @@ pub enum HostCommand {
         hosts: Vec<String>,
     },
     /// Remove hosts: they are cut off from the cluster and from the other hosts' containers at once
-    #[command(after_help = "A host that runs leaves by itself with 'overlay-dp detach' there. This is for one \
+    #[command(
+        after_help = "A host that runs leaves by itself with 'overlay-dp detach' there. This is for one \
     that is lost, or is no longer trusted: its certificate is worth nothing from now on, its addresses are free, and \
     its agent, if it still runs, detaches its containers and ends.
 
 Examples:
   overlay-dp host rm host3
-  overlay-dp host rm --force host3      # although it is up")]
+  overlay-dp host rm --force host3      # although it is up"
+    )]
     Rm {
         /// Their names or ids
         #[arg(required = true, value_name = "HOST")]
@@ -362,21 +365,25 @@ pub enum ClusterCommand {
     /// Show the managers, who leads them, and whether they are enough to agree
     Status,
     /// Write what the managers have agreed on to a file: networks, hosts, addresses, tokens, the CA with its key
-    #[command(after_help = "Whoever has the file can be a manager: keep it as a private key is kept.
+    #[command(
+        after_help = "Whoever has the file can be a manager: keep it as a private key is kept.
 
 Example:
-  overlay-dp cluster backup /root/overlay-dp.backup")]
+  overlay-dp cluster backup /root/overlay-dp.backup"
+    )]
     Backup {
         /// The file, which must not be there yet
         file: PathBuf,
     },
     /// Have the next 'attach' of this host make the cluster anew from a backup, as its only manager
-    #[command(after_help = "For a cluster whose managers are lost, or too few of them are left. Not on a host whose agent runs. \
+    #[command(
+        after_help = "For a cluster whose managers are lost, or too few of them are left. Not on a host whose agent runs. \
     The other hosts find this one by themselves if it has the address of a manager that they knew; all others \
     must be detached and join again. Promote other managers afterwards.
 
 Example:
-  overlay-dp detach --force && overlay-dp cluster restore /root/overlay-dp.backup && overlay-dp attach --iface eth0")]
+  overlay-dp detach --force && overlay-dp cluster restore /root/overlay-dp.backup && overlay-dp attach --iface eth0"
+    )]
     Restore {
         /// The file
         file: PathBuf,

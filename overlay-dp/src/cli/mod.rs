@@ -19,9 +19,7 @@ use crate::api::{
     Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status,
 };
 use crate::instance::Instance;
-use args::{
-    AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand,
-};
+use args::{AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand};
 
 /// Parses the command line and does what it says. Errors are one line on standard error.
 pub fn main() -> ExitCode {
@@ -161,9 +159,8 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
                 call(instance, Method::POST, "/v1/networks", Some(&request)).await?;
             print(json, &made, || {
                 let families = render::families(&made);
-                let families = families.map(|(subnet, gateway)| {
-                    format!("{subnet}, gateway {gateway}, ")
-                });
+                let families =
+                    families.map(|(subnet, gateway)| format!("{subnet}, gateway {gateway}, "));
                 let families: String = families.collect();
                 format!("{}: {families}VNI {}", made.name, made.vni)
             })

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
 use comfy_table::{Table, presets};
+use ipnetwork::IpNetwork;
 
 use crate::agent::Finding;
 use crate::api::admin::{ClusterInfo, HostDetail, HostInfo};
@@ -147,7 +147,8 @@ pub fn hosts(hosts: &[HostInfo]) -> String {
                 role(h).to_owned(),
                 h.state.clone(),
                 h.vtep.to_string(),
-                h.rtt_us.map_or("-".into(), |us| format!("{:.2} ms", us as f64 / 1000.0)),
+                h.rtt_us
+                    .map_or("-".into(), |us| format!("{:.2} ms", us as f64 / 1000.0)),
             ]
         }),
     )
@@ -165,9 +166,10 @@ fn role(host: &HostInfo) -> &'static str {
 pub fn host_details(details: &[HostDetail]) -> String {
     let one = |d: &HostDetail| {
         let h = &d.host;
-        let addresses = d.addresses.iter().map(|a| {
-            [a.network.clone(), a.count.to_string(), list(&a.leased)]
-        });
+        let addresses = d
+            .addresses
+            .iter()
+            .map(|a| [a.network.clone(), a.count.to_string(), list(&a.leased)]);
         format!(
             "{}\n  id      {}\n  role    {}\n  state   {}\n  VTEP    {}\n  ports   data {}, control {}, gossip {} (udp)\n\n{}\n\n{}",
             h.name,

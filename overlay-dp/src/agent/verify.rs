@@ -1,0 +1,439 @@
+//! `verify`: whether what was agreed, what hosts told each other, the tables, the BPF maps and the
+//! kernel say the same. It is the invariant that every test ends with.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
+
+use anyhow::Result;
+use overlay_cluster::MemberState;
+use overlay_common::wire::Ip16;
+use overlay_core::model::{Endpoint, HostId, MacAddr, Vni};
+use overlay_core::tables::{MapContents, MapUpdate, Origin};
+use overlay_host::Netns as HostNetns;
+use serde::{Deserialize, Serialize};
+
+use super::datapath::{PORT_PREFIX, PUNT_FAR, PUNT_NEAR};
+use super::ports::netns_ref;
+use super::{Agent, Port};
+
+/// A difference.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// `facts`, `gossip`, `tables`, `maps`, `kernel` or `underlay`.
+    pub place: String,
+    /// What it is about.
+    pub subject: String,
+    /// What differs from what.
+    pub problem: String,
+    /// Whether it has been put right.
+    pub repaired: bool,
+}
+
+/// Differences, while they are looked for.
+#[derive(Default)]
+struct Report {
+    found: Vec<Finding>,
+    /// What puts the maps right.
+    updates: Vec<MapUpdate>,
+}
+
+impl Report {
+    fn add(&mut self, place: &str, subject: impl ToString, problem: impl Into<String>) {
+        self.found.push(Finding {
+            place: place.to_owned(),
+            subject: subject.to_string(),
+            problem: problem.into(),
+            repaired: false,
+        });
+    }
+}
+
+impl Agent {
+    /// Looks at everything, and with `repair` puts right what this host alone can.
+    pub(super) async fn verify(&mut self, repair: bool) -> Result<Vec<Finding>> {
+        let mut report = self.look().await?;
+        if repair && !report.found.is_empty() {
+            self.repair(&report).await?;
+            let still = self.look().await?.found;
+            for finding in &mut report.found {
+                finding.repaired = !still.contains(finding);
+            }
+        }
+        Ok(report.found)
+    }
+
+    async fn look(&self) -> Result<Report> {
+        let mut report = Report::default();
+        self.look_at_facts(&mut report);
+        self.look_at_gossip(&mut report);
+        self.look_at_tables(&mut report);
+        self.look_at_maps(&mut report)?;
+        self.look_at_kernel(&mut report).await?;
+        self.look_at_underlay(&mut report);
+        Ok(report)
+    }
+
+    /// What was agreed against what this host has.
+    fn look_at_facts(&self, report: &mut Report) {
+        if !self.cluster.control().quorum {
+            report.add(
+                "facts",
+                "managers",
+                "too few can be reached to agree: this host's copy may be old",
+            );
+        }
+        let me = self.cluster.me().id;
+        for port in &self.state.ports {
+            let checked = self.cluster.facts(|facts| facts.check(me, &port.endpoint));
+            if let Err(fault) = checked {
+                report.add("facts", &port.endpoint.name, fault.to_string());
+            }
+        }
+        for (vni, unused) in self.addresses.unused() {
+            let network = self.network_name(vni);
+            report.add(
+                "facts",
+                network,
+                format!("{unused} addresses are leased to this host and not used"),
+            );
+        }
+    }
+
+    /// What hosts told each other against who owns what.
+    fn look_at_gossip(&self, report: &mut Report) {
+        let me = self.cluster.me().id;
+        for member in self.cluster.members() {
+            if !member.me && member.state == MemberState::Alive && member.rtt.is_none() {
+                report.add(
+                    "gossip",
+                    &member.host.name,
+                    "alive, but no connection with it",
+                );
+            }
+        }
+        let mut told: BTreeMap<(Vni, String), Endpoint> = BTreeMap::new();
+        for network in self.cluster.networks() {
+            let mut macs: BTreeMap<MacAddr, (HostId, String)> = BTreeMap::new();
+            let mut ips: BTreeMap<IpAddr, (HostId, String)> = BTreeMap::new();
+            for (host, endpoint) in self.cluster.endpoints(network.vni) {
+                let owner = (host, endpoint.name.clone());
+                let others = endpoint
+                    .ips
+                    .iter()
+                    .filter_map(|ip| ips.insert(*ip, owner.clone()));
+                let same_mac = macs.insert(endpoint.mac, owner.clone());
+                for (other, name) in others.chain(same_mac) {
+                    report.add(
+                        "gossip",
+                        format!("{} on {}", endpoint.name, self.host_name(host)),
+                        format!("has the address of {name} on {}", self.host_name(other)),
+                    );
+                }
+                if host == me {
+                    told.insert((network.vni, endpoint.name.clone()), endpoint);
+                }
+            }
+        }
+        for port in &self.state.ports {
+            let key = (port.endpoint.vni, port.endpoint.name.clone());
+            match told.remove(&key) {
+                Some(endpoint) if endpoint == port.endpoint => {}
+                Some(_) => report.add("gossip", &key.1, "the others are told something else"),
+                None => report.add("gossip", &key.1, "the others are not told of it"),
+            }
+        }
+        for (_, name) in told.keys() {
+            report.add(
+                "gossip",
+                name,
+                "the others are told of it, but it is not here",
+            );
+        }
+    }
+
+    /// The forwarding tables against facts and gossip.
+    fn look_at_tables(&self, report: &mut Report) {
+        let me = self.cluster.me();
+        let tables = self.tables.read();
+        let members: HashMap<HostId, IpAddr> = self
+            .cluster
+            .members()
+            .into_iter()
+            .filter(|m| !m.me)
+            .map(|m| (m.host.id, m.host.vtep))
+            .collect();
+        let known: BTreeSet<IpAddr> = tables.vteps().filter(|v| v.host).map(|v| v.ip).collect();
+        let wanted: BTreeSet<IpAddr> = members.values().copied().collect();
+        for vtep in wanted.difference(&known) {
+            report.add("tables", vtep, "a host's VTEP is not known");
+        }
+        for vtep in known.difference(&wanted) {
+            report.add("tables", vtep, "a VTEP that no host of the cluster has");
+        }
+        let mut rows: BTreeSet<(Vni, MacAddr, IpAddr)> = tables
+            .fdb()
+            .filter_map(|row| match row.origin {
+                Origin::Host(vtep) => Some((row.vni, row.mac, vtep)),
+                _ => None,
+            })
+            .collect();
+        for network in self.cluster.networks() {
+            if tables.network(network.vni) != Some(&network) {
+                report.add(
+                    "tables",
+                    &network.name,
+                    "the network is not as it was agreed",
+                );
+            }
+            for (host, endpoint) in self.cluster.endpoints(network.vni) {
+                let Some(vtep) = members.get(&host).filter(|_| host != me.id) else {
+                    continue;
+                };
+                if !rows.remove(&(network.vni, endpoint.mac, *vtep)) {
+                    report.add("tables", &endpoint.name, format!("not known behind {vtep}"));
+                }
+            }
+        }
+        for (vni, mac, vtep) in rows {
+            let problem = format!("known behind {vtep}, which has it no more (VNI {vni})");
+            report.add("tables", mac, problem);
+        }
+    }
+
+    /// The BPF maps against the tables.
+    fn look_at_maps(&self, report: &mut Report) -> Result<()> {
+        let wanted = self.tables.read().snapshot();
+        let have = self.bpf.contents()?;
+        let silent = self.silent_vteps();
+        let kept = |vtep: &Ip16| is_behind(&silent, vtep);
+        compare(
+            report,
+            "port",
+            (&wanted.ports, &have.ports),
+            MapUpdate::SetPort,
+            |key, _| Some(MapUpdate::DelPort(*key)),
+        );
+        compare(
+            report,
+            "network",
+            (&wanted.networks, &have.networks),
+            MapUpdate::SetNetwork,
+            |key, _| Some(MapUpdate::DelNetwork(*key)),
+        );
+        compare(
+            report,
+            "FDB entry",
+            (&wanted.fdb, &have.fdb),
+            MapUpdate::SetFdb,
+            |key, entry| {
+                let is_kept = entry.port().is_none() && kept(entry.vtep());
+                (!is_kept).then_some(MapUpdate::DelFdb(*key))
+            },
+        );
+        let behind_silent = |vni, mac| {
+            let mut entries = have.fdb.iter();
+            entries.any(|(k, e)| {
+                (k.vni(), k.mac()) == (vni, mac) && e.port().is_none() && kept(e.vtep())
+            })
+        };
+        compare(
+            report,
+            "neighbour",
+            (&wanted.neighbours, &have.neighbours),
+            MapUpdate::SetNeighbour,
+            |key, entry| {
+                let is_kept = behind_silent(key.vni(), entry.mac);
+                (!is_kept).then_some(MapUpdate::DelNeighbour(*key))
+            },
+        );
+        // A next hop that is unknown now leaves the last one in the map.
+        let resolved = |contents: &MapContents| -> HashMap<_, _> {
+            let vteps = contents.vteps.iter();
+            let unknown = |ip| wanted.vteps.get(ip).is_some_and(|e| e.ifindex == 0);
+            vteps
+                .filter(|(ip, _)| !unknown(*ip))
+                .map(|(ip, entry)| (*ip, *entry))
+                .collect()
+        };
+        compare(
+            report,
+            "VTEP",
+            (&resolved(&wanted), &resolved(&have)),
+            MapUpdate::SetVtep,
+            |key, _| (!kept(key)).then_some(MapUpdate::DelVtep(*key)),
+        );
+        Ok(())
+    }
+
+    /// Interfaces and programs against what this host has.
+    async fn look_at_kernel(&self, report: &mut Report) -> Result<()> {
+        for hook in self.hooks_now().await {
+            if hook.attached == "MISSING" {
+                report.add(
+                    "kernel",
+                    &hook.interface,
+                    "its program or interface is gone",
+                );
+            }
+        }
+        for port in &self.state.ports {
+            if let Err(problem) = self.look_at_port(port).await {
+                report.add("kernel", &port.endpoint.name, problem);
+            }
+        }
+        for name in self.orphans().await? {
+            report.add("kernel", name, "an interface of ours that no container has");
+        }
+        for name in [PUNT_NEAR, PUNT_FAR] {
+            let up = self.host.link(name).await?.is_some_and(|link| link.up);
+            if !up {
+                report.add("kernel", name, "an end of the punt link is not up");
+            }
+        }
+        if !self.slow.is_running() {
+            report.add("kernel", "slow path", "its thread has ended");
+        }
+        Ok(())
+    }
+
+    /// The veth of a container: both ends.
+    async fn look_at_port(&self, port: &Port) -> Result<(), String> {
+        let local = &port.local;
+        let link = self.host.link(&local.port).await;
+        let link = link.map_err(|e| e.to_string())?;
+        if link.is_none_or(|link| link.index != local.port_ifindex) {
+            return Err(format!("its port {} is gone", local.port));
+        }
+        let inside = HostNetns::open(&netns_ref(&port.netns)).map_err(|e| e.to_string())?;
+        let link = self.host.container_link(&inside, &local.ifname).await;
+        let Some(link) = link.map_err(|e| e.to_string())? else {
+            return Err(format!("{} in {} is gone", local.ifname, local.netns));
+        };
+        if link.peer_index != Some(local.port_ifindex) {
+            return Err(format!(
+                "{} in {} is another interface",
+                local.ifname, local.netns
+            ));
+        }
+        if link.mac != Some(port.endpoint.mac) {
+            return Err(format!(
+                "{} in {} has another MAC than {}",
+                local.ifname, local.netns, port.endpoint.mac
+            ));
+        }
+        Ok(())
+    }
+
+    /// Interfaces that look like ports and are none.
+    async fn orphans(&self) -> Result<Vec<String>> {
+        let owned = self
+            .host
+            .links_owned_by(&self.options.instance.owner())
+            .await?;
+        let is_port = |name: &str| self.state.ports.iter().any(|p| p.local.port == name);
+        let names = owned.into_iter().map(|link| link.name);
+        Ok(names
+            .filter(|name| name.starts_with(PORT_PREFIX) && !is_port(name))
+            .collect())
+    }
+
+    /// Whether every live VTEP can be reached.
+    fn look_at_underlay(&self, report: &mut Report) {
+        let alive: Vec<IpAddr> = self
+            .cluster
+            .members()
+            .into_iter()
+            .filter(|m| !m.me && m.state == MemberState::Alive)
+            .map(|m| m.host.vtep)
+            .collect();
+        for vtep in self.tables.read().vteps() {
+            if vtep.next_hop.is_none() && alive.contains(&vtep.ip) {
+                report.add(
+                    "underlay",
+                    vtep.ip,
+                    "no next hop to the VTEP of a live host",
+                );
+            }
+        }
+    }
+
+    async fn repair(&mut self, report: &Report) -> Result<()> {
+        for update in &report.updates {
+            self.bpf.apply(*update)?;
+        }
+        let owner = self.options.instance.owner();
+        for name in self.orphans().await? {
+            self.host.delete_owned(&name, &owner).await?;
+        }
+        for port in self.state.ports.clone() {
+            if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
+                tracing::warn!(container = %port.endpoint.name, %error, "can't be published");
+            }
+        }
+        self.find_dead_ports().await;
+        self.addresses.tidy();
+        self.resolve_all().await;
+        self.flush();
+        Ok(())
+    }
+
+    /// The VTEPs of hosts that are not alive: what is behind them stays in the maps until they are
+    /// forgotten.
+    pub(super) fn silent_vteps(&self) -> Vec<IpAddr> {
+        let silent = |m: &overlay_cluster::Member| !m.me && m.state != MemberState::Alive;
+        let members = self.cluster.members().into_iter();
+        members.filter(silent).map(|m| m.host.vtep).collect()
+    }
+
+    fn network_name(&self, vni: Vni) -> String {
+        let tables = self.tables.read();
+        tables
+            .network(vni)
+            .map_or_else(|| vni.to_string(), |n| n.name.clone())
+    }
+
+    fn host_name(&self, id: HostId) -> String {
+        match id == self.cluster.me().id {
+            true => "this host".to_owned(),
+            false => self.name_of(id),
+        }
+    }
+}
+
+/// Whether `vtep`, as maps have it, is one of these.
+pub(super) fn is_behind(vteps: &[IpAddr], vtep: &Ip16) -> bool {
+    let vtep = IpAddr::V6(Ipv6Addr::from_octets(*vtep)).to_canonical();
+    vteps.contains(&vtep)
+}
+
+/// Reports where a map differs from the tables. `delete` says how an entry too many goes, or that
+/// it stays.
+fn compare<K, V>(
+    report: &mut Report,
+    what: &str,
+    (wanted, have): (&HashMap<K, V>, &HashMap<K, V>),
+    set: impl Fn(K, V) -> MapUpdate,
+    delete: impl Fn(&K, &V) -> Option<MapUpdate>,
+) where
+    K: Copy + Debug + Eq + Hash,
+    V: Copy + Debug + PartialEq,
+{
+    for (key, value) in wanted {
+        let problem = match have.get(key) {
+            None => format!("{what} missing"),
+            Some(other) if other != value => format!("{what} is {other:?}, not {value:?}"),
+            Some(_) => continue,
+        };
+        report.add("maps", format!("{key:?}"), problem);
+        report.updates.push(set(*key, *value));
+    }
+    for (key, value) in have.iter().filter(|(key, _)| !wanted.contains_key(key)) {
+        if let Some(update) = delete(key, value) {
+            let problem = format!("{what} that nobody has any more: {value:?}");
+            report.add("maps", format!("{key:?}"), problem);
+            report.updates.push(update);
+        }
+    }
+}
