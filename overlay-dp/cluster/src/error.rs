@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use overlay_core::facts::Refusal;
 use overlay_core::model::{HostId, ModelError, Vni};
 
 use crate::token::TokenError;
@@ -64,44 +65,77 @@ pub enum Error {
         /// What went wrong.
         problem: String,
     },
-    /// The manager said no.
+    /// The managers agreed that this can't be.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// A manager said no.
     #[error("{0}")]
-    Refused(String),
-    /// The manager does not answer.
+    Denied(String),
+    /// No manager can be reached, or they can't agree.
     #[error(
-        "the manager at {addr}/udp does not answer ({problem}): networks and new addresses wait for it; containers, their traffic and the other hosts' tables go on"
+        "the cluster's managers can't agree on anything now ({problem}): networks and new addresses wait for it; traffic, attaches from leased addresses and the tables go on"
     )]
-    ManagerUnreachable {
-        /// Where it should be.
-        addr: SocketAddr,
+    NoManager {
         /// What went wrong.
         problem: String,
     },
-    /// The manager has left for good.
+    /// Something that only a manager has.
+    #[error("this host is no manager: run it on one ({0})")]
+    NotManager(String),
+    /// Somebody has removed this host from the cluster.
+    #[error("this host was removed from its cluster: leave it here, too, and join again")]
+    Expelled,
+    /// This host was away for too long.
     #[error(
-        "the manager {0} has left this cluster, so networks and leases can't change any more: leave, and join a new one"
+        "this host's certificate has expired, so no other host talks with it: leave, and join again with a token"
     )]
-    ManagerLeft(HostId),
-    /// This host has left for good, but the manager does not know it.
+    Expired,
+    /// The cluster would have no manager any more.
     #[error(
-        "this host has left, but the manager at {addr}/udp could not be told ({problem}): its address leases stay until another host takes its VTEP address"
+        "this host is the only manager of {others} other host(s), which could agree on nothing without it: promote another first, or force it"
+    )]
+    LastManager {
+        /// How many.
+        others: usize,
+    },
+    /// A role takes its time.
+    #[error(
+        "host {id} is to be a {role}, but is not yet ({problem}): it becomes one as soon as that is mended"
+    )]
+    RolePending {
+        /// Which host.
+        id: HostId,
+        /// Of which role.
+        role: &'static str,
+        /// What is known.
+        problem: String,
+    },
+    /// This host has left for good, but no manager knows it.
+    #[error(
+        "this host has left, but no manager could be told ({problem}): its addresses stay taken until it is removed there with `overlay-dp host rm`"
     )]
     LeftUntold {
-        /// Where the manager should be.
-        addr: SocketAddr,
         /// What went wrong.
+        problem: String,
+    },
+    /// The store of what managers agree on can't be used.
+    #[error("{}: {problem}", path.display())]
+    Raft {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong and what to do.
         problem: String,
     },
     /// An endpoint of a network that there isn't.
     #[error("there is no network with VNI {0}: create it first")]
     NoNetwork(Vni),
-    /// An endpoint that its network can't have.
+    /// An endpoint that the others would not believe.
     #[error("endpoint '{name}' can't be published: {problem}")]
     Endpoint {
         /// Its name.
         name: String,
         /// What is wrong with it.
-        problem: &'static str,
+        problem: String,
     },
     /// Keys or certificates don't work.
     #[error("{0}; this is a bug or a damaged state file")]

@@ -1,6 +1,7 @@
 //! What a host must still know after a power cut: `state.json`, replaced as a whole by a rename,
 //! so that it is always either the old or the new state. Endpoints are not in it: the agent knows
-//! its containers and publishes them again.
+//! its containers and publishes them again. What managers agree on is not in it, either: it is in
+//! Raft's store beside it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -8,17 +9,17 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use overlay_core::facts::Facts;
 use overlay_core::model::HostId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::error::Error;
-use crate::manager::Manager;
 use crate::pki::Identity;
-use crate::wire::Facts;
 
 const FILE: &str = "state.json";
-const FORMAT: u32 = 1;
+const RAFT: &str = "raft";
+const FORMAT: u32 = 2;
 
 /// All of a host's durable state.
 #[derive(Clone, Serialize, Deserialize)]
@@ -28,28 +29,66 @@ pub struct Stored {
     /// Of the last start: the next one's is larger.
     pub incarnation: u64,
     pub identity: Identity,
-    /// As last heard from the manager, so that the cluster is found again without it.
+    /// As last heard from the managers, so that the cluster is found again without them.
+    #[serde(with = "packed")]
     pub facts: Facts,
-    /// Only on the manager.
-    pub manager: Option<Manager>,
 }
 
 impl Stored {
-    pub fn new(id: HostId, identity: Identity, facts: Facts, manager: Option<Manager>) -> Stored {
+    pub fn new(id: HostId, identity: Identity, facts: Facts) -> Stored {
         Stored {
             format: FORMAT,
             id,
             incarnation: 0,
             identity,
             facts,
-            manager,
         }
+    }
+}
+
+/// Facts as postcard in hex: JSON has no maps with keys like theirs.
+mod packed {
+    use overlay_core::facts::Facts;
+    use serde::{Deserializer, Serializer, de, ser};
+
+    use crate::hex;
+
+    pub fn serialize<S: Serializer>(facts: &Facts, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = postcard::to_stdvec(facts).map_err(ser::Error::custom)?;
+        hex::serialize(&bytes, serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Facts, D::Error> {
+        let bytes = hex::deserialize(deserializer)?;
+        postcard::from_bytes(&bytes).map_err(de::Error::custom)
     }
 }
 
 /// The path of the state file in a state directory.
 pub fn path(dir: &Path) -> PathBuf {
     dir.join(FILE)
+}
+
+/// Where Raft keeps what managers agree on.
+pub fn raft_dir(dir: &Path) -> PathBuf {
+    dir.join(RAFT)
+}
+
+/// Whether this host was a manager, or was about to become one, when it stopped.
+pub fn has_raft(dir: &Path) -> bool {
+    raft_dir(dir).exists()
+}
+
+/// Removes Raft's store with the CA's key in it.
+pub fn remove_raft(dir: &Path) -> Result<(), Error> {
+    let path = raft_dir(dir);
+    match fs::remove_dir_all(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            let problem = format!("can't be removed ({e}): remove it, it holds the cluster's key");
+            Err(Error::State { path, problem })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `None` when there is none.
@@ -71,7 +110,7 @@ pub fn load(dir: &Path) -> Result<Option<Stored>, Error> {
     if stored.format != FORMAT {
         let format = stored.format;
         return Err(error(format!(
-            "the state file has format {format}, not {FORMAT}: run the version of overlay-dp that wrote it"
+            "the state file has format {format}, not {FORMAT}: run the version of overlay-dp that wrote it, or leave and join again"
         )));
     }
     stored.identity.check(stored.id).map_err(|e| {

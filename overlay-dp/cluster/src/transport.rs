@@ -20,12 +20,14 @@ use crate::error::Error;
 use crate::pki::host_of;
 
 /// Joining, and requests to the manager.
-pub const CONTROL: &[u8] = b"overlay-dp/control/1";
+pub const CONTROL: &[u8] = b"overlay-dp/control/2";
 /// Membership and endpoints.
-pub const GOSSIP: &[u8] = b"overlay-dp/gossip/1";
+pub const GOSSIP: &[u8] = b"overlay-dp/gossip/2";
 
-/// No message is larger.
+/// No message of a member is larger.
 pub const MAX_MESSAGE: usize = 1 << 20;
+/// Nor one of a manager: the facts of the largest cluster fit.
+pub const MAX_FROM_MANAGER: usize = 64 << 20;
 /// Nobody takes longer for a handshake, a request or a reply.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// A peer that is silent for so long is gone.

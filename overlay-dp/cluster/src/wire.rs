@@ -1,14 +1,13 @@
-//! What hosts say to each other. Every message is postcard, behind a 32-bit big-endian length,
-//! on a QUIC stream; see [`crate::transport`] for the framing and its limits.
+//! What hosts ask managers over the control port. Every message is postcard, behind a 32-bit
+//! big-endian length, on a QUIC stream; see [`crate::transport`] for the framing and its limits.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
-use overlay_core::ipam::{Lease, LeaseSpec, NetworkSpec};
-use overlay_core::model::{Endpoint, Host, HostId, Network, Vni};
+use overlay_core::facts::{self, FactsNews, NetworkSpec, Range, Refusal, Version, Want};
+use overlay_core::model::{Host, HostId, MacAddr, Vni};
 use serde::{Deserialize, Serialize};
 
-use crate::swim;
 use crate::token::Secret;
 
 /// What a host says of itself; its id and role are not its own to choose.
@@ -35,24 +34,15 @@ impl HostInfo {
     }
 }
 
-/// The facts that all agree on, because only the manager changes them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    /// Rises with every change.
-    pub version: u64,
-    /// Who may change them.
-    pub manager: HostId,
-    pub hosts: Vec<Host>,
-    pub networks: Vec<Network>,
+/// One request on each stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ask {
+    /// The facts that the asking host has: it gets the news with the answer.
+    pub have: Version,
+    pub request: Request,
 }
 
-impl Facts {
-    pub fn host(&self, id: HostId) -> Option<&Host> {
-        self.hosts.iter().find(|host| host.id == id)
-    }
-}
-
-/// Asked of the manager over the control port, one on each stream.
+/// Who asks is in the certificate, never in the request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
     /// The only one that needs no certificate.
@@ -61,7 +51,11 @@ pub enum Request {
         csr: Vec<u8>,
         info: HostInfo,
     },
-    /// The sender's addresses have changed.
+    /// A new certificate, of the role that the facts say.
+    Renew {
+        csr: Vec<u8>,
+    },
+    /// The sender's name or addresses have changed.
     Update(HostInfo),
     NetworkCreate {
         spec: NetworkSpec,
@@ -70,94 +64,73 @@ pub enum Request {
     NetworkRemove {
         name: String,
     },
-    Lease(LeaseSpec),
-    Release {
+    Grant {
         vni: Vni,
-        ip: IpAddr,
-        endpoint: String,
+        want: Want,
     },
-    /// The sender's own leases.
-    Leases,
-    /// The facts, if they are newer than the sender's.
-    Facts {
-        have: u64,
+    Return {
+        vni: Vni,
+        ranges: Vec<Range>,
+        macs: Vec<MacAddr>,
+        seen: Version,
     },
+    Unwant {
+        vni: Vni,
+    },
+    /// Of managers only.
+    SetRole {
+        id: HostId,
+        manager: bool,
+    },
+    /// Of managers only.
+    HostRemove {
+        id: HostId,
+    },
+    /// Of managers only.
+    TokenRotate {
+        manager: bool,
+    },
+    /// Nothing but the news.
+    Facts,
+    /// Who takes part in agreeing.
+    Voters,
     Leave,
+    /// Between managers.
+    Raft(Vec<u8>),
 }
 
 /// The manager's answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Reply {
+pub enum Answer {
     Joined {
         id: HostId,
         cert: Vec<u8>,
-        facts: Facts,
+        news: FactsNews,
     },
-    /// With the facts, so that the sender sees its own change at once.
-    Network {
-        network: Network,
-        facts: Facts,
+    Renewed {
+        cert: Vec<u8>,
     },
-    Lease(Lease),
-    Leases(Vec<Lease>),
-    Facts(Option<Facts>),
-    Done,
+    /// With the news, so that the sender sees its own change at once.
+    Done {
+        reply: facts::Reply,
+        news: FactsNews,
+    },
+    Voters(Vec<HostId>),
+    Raft(Vec<u8>),
+    /// Ask that one, if it is known.
+    NotLeader(Option<Leader>),
+    /// The managers can't agree at present.
+    NoQuorum,
+    /// The sender is not in the facts, as all managers agree.
+    NotAMember,
+    Refused(Refusal),
     /// Why not, in one line.
-    Refused(String),
+    Denied(String),
 }
 
-/// How far a host's log is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Position {
-    /// Rises with every start of the owner.
-    pub incarnation: u64,
-    /// Rises with every change.
-    pub seq: u64,
-}
-
-/// Opens a gossip stream: what the sender knows of the receiver's log and facts, to be told the
-/// rest and all that follows.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Subscribe {
-    pub swim: swim::Id,
-    pub have: Position,
-    pub facts: u64,
-}
-
-/// What then comes back, until the connection ends.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Frame {
-    /// Comes first.
-    Hello(swim::Id),
-    /// A part of the whole log as of `at`.
-    Snapshot {
-        at: Position,
-        settled: bool,
-        endpoints: Vec<Endpoint>,
-        last: bool,
-    },
-    /// Changes `first`, `first` + 1 … of an incarnation.
-    Changes {
-        incarnation: u64,
-        first: u64,
-        changes: Vec<Change>,
-    },
-    /// Sent every few seconds: where the receiver should be by now.
-    Digest(Position),
-    /// From the manager only.
-    Facts(Facts),
-}
-
-/// One change of a host's log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Change {
-    Up(Endpoint),
-    Down {
-        vni: Vni,
-        name: String,
-    },
-    /// All endpoints that outlived a restart are published again; the others are gone.
-    Settled,
-    /// The host leaves the cluster.
-    Left,
+/// Where the leader is, also for those that do not know the hosts yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    pub id: HostId,
+    pub addr: SocketAddr,
 }
