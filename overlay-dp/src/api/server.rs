@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
-    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
+    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo, names,
 };
 use crate::agent::{Leases, PortAdd, Reply, Request, join_address, join_command};
 use crate::instance::Instance;
@@ -304,27 +304,28 @@ async fn container_add(
 }
 
 async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
-    check_name(&ask.name)?;
     let network = ctx.network(&ask.network).await?;
+    let name = names::of_container(&ask, || ctx.cluster.endpoints(network.vni))?;
     let spec = LeaseSpec {
         vni: network.vni,
-        endpoint: ask.name.clone(),
+        endpoint: name.clone(),
         ip: ask.ip,
         mac: ask.mac,
     };
     let lease = ctx.leases.take(spec).await?;
     let add = PortAdd {
         endpoint: Endpoint {
-            name: ask.name.clone(),
+            name: name.clone(),
             vni: network.vni,
             mac: lease.mac,
             ips: vec![lease.ip],
-            aliases: Vec::new(),
-            service: None,
+            aliases: ask.aliases,
+            service: ask.service,
         },
         prefix: network.subnet.prefix(),
         netns: ask.netns,
         ifname: ask.ifname,
+        resolv_conf: ask.resolv_conf,
     };
     let port = match ctx
         .ask(|reply| Request::PortAdd(Box::new(add), reply))
@@ -332,7 +333,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
     {
         Ok(port) => port,
         Err(error) => {
-            ctx.leases.give_back(network.vni, &ask.name, lease.ip);
+            ctx.leases.give_back(network.vni, &name, lease.ip);
             return Err(error);
         }
     };
@@ -470,6 +471,8 @@ fn info(
         vni: endpoint.vni,
         ip: endpoint.ips.first().copied(),
         ips: endpoint.ips.clone(),
+        aliases: endpoint.aliases.clone(),
+        service: endpoint.service.clone(),
         mac: endpoint.mac,
         host,
         host_name,
