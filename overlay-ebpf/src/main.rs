@@ -16,13 +16,14 @@ use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use overlay_common::counters::{DropReason, Stat};
+use overlay_common::echo::{reflect_v4, reflect_v6};
 use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::neighbour::{arp_reply, nd_reply};
 use overlay_common::verdict::{
     Frame, Tables, Verdict, from_agent_then, from_port_then, from_uplink_then,
 };
-use overlay_common::wire::{ETH_LEN, ETH_P_IP, Mac, OUTER_V4_LEN};
+use overlay_common::wire::{ETH_LEN, ETH_P_IP, Family, Mac, OUTER_V4_LEN};
 
 use crate::decap::{Decap, rewrite_ecn};
 use crate::encap::{Encap, EncapError};
@@ -211,6 +212,10 @@ fn carry_out<P: Encap + Decap>(
                 _ => done(packet.deliver(ifindex), Stat::Decapsulated),
             }
         }
+        Verdict::EchoReply { family } => {
+            answer_echo(packet, family)?;
+            done(packet.redirect(packet.ifindex()), Stat::EchoReplies)
+        }
         Verdict::Forward { vtep } => {
             packet.store(0, &vtep.dst_mac)?;
             packet.store(6, &vtep.src_mac)?;
@@ -284,6 +289,25 @@ fn answer_nd<P: Packet>(packet: &mut P, mac: &Mac) -> Result<(), DropReason> {
     let frame = packet.fill(0, &mut room).ok_or(DropReason::Truncated)?;
     nd_reply(frame, mac);
     packet.store(0, frame)
+}
+
+/// Makes an echo request its answer.
+#[inline(never)]
+fn answer_echo<P: Packet>(packet: &mut P, family: Family) -> Result<(), DropReason> {
+    match family {
+        Family::V4 => {
+            let mut room = Buffer::new();
+            let frame = packet.fill(0, &mut room).ok_or(DropReason::Truncated)?;
+            reflect_v4(frame);
+            packet.store(0, frame)
+        }
+        Family::V6 => {
+            let mut room = Buffer::new();
+            let frame = packet.fill(0, &mut room).ok_or(DropReason::Truncated)?;
+            reflect_v6(frame);
+            packet.store(0, frame)
+        }
+    }
 }
 
 /// Sends an answer back to who asked.

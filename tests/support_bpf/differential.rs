@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use overlay_common::echo;
 use overlay_common::punt::Kind;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -40,6 +41,9 @@ fn templates(hook: Hook) -> Vec<Vec<u8>> {
                 }
                 wrapped.push(vxlan(VTEP_NARROW, VTEP, 0, VNI, &inner));
             }
+            for _ in 0..20 {
+                wrapped.push(echo_request());
+            }
             wrapped
         }
         Hook::AgentTc | Hook::PuntXdp => frames(R, B)
@@ -52,6 +56,13 @@ fn templates(hook: Hook) -> Vec<Vec<u8>> {
             })
             .collect(),
     }
+}
+
+/// An echo request as its sender's kernel makes it.
+fn echo_request() -> Vec<u8> {
+    let payload = [&echo::request(7)[..], &[0; 90]].concat();
+    let datagram = summed_udp(VTEP_R, VTEP, &payload);
+    eth([2; 6], [4; 6], IP, &ipv4(VTEP_R, VTEP, 0, UDP, &datagram))
 }
 
 /// What one endpoint may send to another.

@@ -60,6 +60,16 @@ pub fn udp(src: u16, dst: u16, payload: &[u8]) -> Vec<u8> {
     [&header.to_bytes()[..], payload].concat()
 }
 
+/// A datagram between VXLAN ports with its checksum.
+pub fn summed_udp(src: Ip4, dst: Ip4, payload: &[u8]) -> Vec<u8> {
+    let header = UdpHeader::with_ipv4_checksum(4789, 4789, &ip_header(src, dst), payload).unwrap();
+    [&header.to_bytes()[..], payload].concat()
+}
+
+fn ip_header(src: Ip4, dst: Ip4) -> Ipv4Header {
+    Ipv4Header::new(0, 64, IpNumber(UDP), src, dst).unwrap()
+}
+
 pub fn tcp(src: u16, dst: u16, payload: &[u8]) -> Vec<u8> {
     let header = TcpHeader::new(src, dst, 1, 65_000);
     [&header.to_bytes()[..], payload].concat()

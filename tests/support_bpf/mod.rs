@@ -2,6 +2,7 @@
 
 pub mod checks;
 mod differential;
+mod echo;
 pub mod frames;
 mod model;
 pub mod object;

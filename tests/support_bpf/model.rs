@@ -6,7 +6,7 @@ use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::testing::{Memory, Slice};
 use overlay_common::verdict::{Frame, Verdict, from_agent, from_port, from_uplink, neighbour};
-use overlay_common::wire::be16;
+use overlay_common::wire::{Family, be16};
 
 use super::object::{Action, Beside, Hook, Outcome};
 use super::world::PORT_A;
@@ -103,6 +103,17 @@ impl Run<'_> {
                     _ => Stat::Decapsulated,
                 }
             }
+            Verdict::EchoReply { family } => {
+                let (ip, len) = match family {
+                    Family::V4 => (26, 4),
+                    Family::V6 => (22, 16),
+                };
+                let message = ip + 2 * len + 16;
+                swap(bytes, 0, 6);
+                swap(bytes, ip, len);
+                swap(bytes, message, 2);
+                Stat::EchoReplies
+            }
             Verdict::Forward { vtep } => {
                 bytes[..6].copy_from_slice(&vtep.dst_mac);
                 bytes[6..12].copy_from_slice(&vtep.src_mac);
@@ -143,6 +154,12 @@ impl Run<'_> {
         self.outcome.stats.push(Stat::Punted);
         Ok(())
     }
+}
+
+/// Exchanges the `len` bytes at `at` with those behind them.
+fn swap(bytes: &mut [u8], at: usize, len: usize) {
+    let (a, b) = bytes[at..at + 2 * len].split_at_mut(len);
+    a.swap_with_slice(b);
 }
 
 /// Whether the kernel takes the frame for IP.

@@ -203,7 +203,7 @@ fn malformed_vxlan_is_dropped_and_counted() {
     drop(DropReason::UnknownVtep, &from([9, 9, 9, 9], VNI, &inner));
     drop(DropReason::UnknownVtep, &from(VTEP_LOST, VNI, &inner));
     drop(DropReason::UnknownVni, &from(VTEP_R, VNI + 1, &inner));
-    drop(DropReason::UnknownVni, &from(VTEP_R, 0, &inner));
+    drop(DropReason::MalformedEcho, &from(VTEP_R, 0, &inner));
 
     let inner = |dst, src, ethertype| from_r(&eth(dst, src, ethertype, &[0; 40]));
     drop(

@@ -5,7 +5,6 @@ use std::str::FromStr;
 
 use rand::RngExt;
 use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
 use crate::hex;
 
@@ -18,7 +17,8 @@ pub(crate) type Secret = [u8; 16];
 
 /// `OVTKN-1-<SHA-256 of the CA certificate>-<secret>`, in lower-case hex.
 ///
-/// Whoever has it can make a host a member: [`fmt::Debug`] hides the secret, `Display` shows it.
+/// Whoever has it can make a host a member; only the managers know whether as a worker or as
+/// another manager.  [`fmt::Debug`] hides the secret, `Display` shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     pub(crate) ca: Fingerprint,
@@ -41,11 +41,6 @@ pub(crate) fn fingerprint(cert: &[u8]) -> Fingerprint {
 
 pub(crate) fn new_secret() -> Secret {
     rand::rng().random()
-}
-
-/// Takes the same time wherever the two differ.
-pub(crate) fn same_secret(left: &Secret, right: &Secret) -> bool {
-    left.ct_eq(right).into()
 }
 
 impl fmt::Display for Token {

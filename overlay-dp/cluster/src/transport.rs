@@ -202,10 +202,14 @@ pub enum StreamError {
     Timeout(Duration),
 }
 
-pub async fn send<T: Serialize>(stream: &mut SendStream, message: &T) -> Result<(), StreamError> {
+pub async fn send<T: Serialize>(
+    stream: &mut SendStream,
+    message: &T,
+    limit: usize,
+) -> Result<(), StreamError> {
     let mut bytes = postcard::to_extend(message, vec![0; 4])?;
     let length = bytes.len() - 4;
-    let header = u32::try_from(length).ok().filter(|_| length <= MAX_MESSAGE);
+    let header = u32::try_from(length).ok().filter(|_| length <= limit);
     let header = header.ok_or(StreamError::Size(length))?;
     bytes[..4].copy_from_slice(&header.to_be_bytes());
     stream.write_all(&bytes).await?;

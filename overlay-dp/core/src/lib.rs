@@ -4,6 +4,8 @@
 //! Nothing in here knows a socket, a clock or a random number generator: they are arguments.
 #![forbid(unsafe_code)]
 
+pub mod facts;
+pub mod holdings;
 pub mod ipam;
 pub mod model;
 pub mod slowpath;

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::facts::Range;
+
 /// A VXLAN network identifier: 24 bits, 0 excluded (RFC 7348 section 5).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
@@ -242,6 +244,72 @@ impl Network {
         self.subnets().map(|family| family.gateway)
     }
 
+    /// How far `ip` is from the beginning of its family's subnet; `None` outside of both and
+    /// beyond what 32 bits can count.
+    pub fn offset_of(&self, ip: IpAddr) -> Option<u32> {
+        let family = self.subnet_of(ip)?;
+        if !family.subnet.contains(ip) {
+            return None;
+        }
+        match (family.subnet.network(), ip) {
+            (IpAddr::V4(base), IpAddr::V4(ip)) => Some(ip.to_bits() - base.to_bits()),
+            (IpAddr::V6(base), IpAddr::V6(ip)) => u32::try_from(ip.to_bits() - base.to_bits()).ok(),
+            _ => None,
+        }
+    }
+
+    /// The addresses at `offset`, one for each family whose subnet reaches so far, IPv4 first.
+    pub fn address_at(&self, offset: u32) -> Vec<IpAddr> {
+        self.subnets()
+            .filter_map(|family| {
+                let ip = match family.subnet.network() {
+                    IpAddr::V4(base) => {
+                        IpAddr::V4(Ipv4Addr::from_bits(base.to_bits().checked_add(offset)?))
+                    }
+                    IpAddr::V6(base) => IpAddr::V6(Ipv6Addr::from_bits(
+                        base.to_bits().checked_add(offset.into())?,
+                    )),
+                };
+                family.subnet.contains(ip).then_some(ip)
+            })
+            .collect()
+    }
+
+    /// The MAC address that goes with the addresses at `offset`: `02:42` followed by the IPv4
+    /// address, in a network without IPv4 by the low 32 bits of the IPv6 address.
+    pub fn mac_at(&self, offset: u32) -> MacAddr {
+        let base = match self.subnet.network() {
+            IpAddr::V4(base) => base.to_bits(),
+            // Only the low bits are wanted.
+            IpAddr::V6(base) => base.to_bits() as u32,
+        };
+        MacAddr::from_ipv4(Ipv4Addr::from_bits(base.wrapping_add(offset)))
+    }
+
+    /// The offset whose derived MAC address `mac` is: the inverse of [`Network::mac_at`].
+    pub fn offset_of_mac(&self, mac: MacAddr) -> Option<u32> {
+        let [0x02, 0x42, a, b, c, d] = mac.0 else {
+            return None;
+        };
+        let base = u32::from_be_bytes(self.mac_at(0).0[2..].try_into().ok()?);
+        let offset = u32::from_be_bytes([a, b, c, d]).wrapping_sub(base);
+        self.usable().contains(offset).then_some(offset)
+    }
+
+    /// The offsets that endpoints (and gateways) may have: neither the subnet's own address nor
+    /// its last one, in any family.
+    pub fn usable(&self) -> Range {
+        let last = |family: Subnet| match family.subnet {
+            IpNetwork::V4(subnet) => (1_u64 << (32 - subnet.prefix())) - 2,
+            IpNetwork::V6(subnet) => (1_u64 << (128 - subnet.prefix()).min(32)) - 2,
+        };
+        let last = self.subnets().map(last).min().unwrap_or(0);
+        Range {
+            first: 1,
+            last: u32::try_from(last).unwrap_or(u32::MAX - 1),
+        }
+    }
+
     /// The gateway's MAC, the same on every host.
     pub fn gateway_mac(&self) -> MacAddr {
         match self.gateway {
@@ -291,7 +359,7 @@ pub struct Host {
 }
 
 /// A value that does not follow the rules of its type.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ModelError {
     /// Not a VNI.
     #[error("{0} is no VNI: it must be from 1 to 16777215")]

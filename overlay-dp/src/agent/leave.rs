@@ -15,7 +15,7 @@ use overlay_host::Host;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::state::StateFile;
-use super::{Agent, OnExit, Port};
+use super::{Agent, OnExit, Port, resolv_conf};
 use crate::api::Detached;
 use crate::bpf::{self, Bpf, Site};
 use crate::instance::Instance;
@@ -150,6 +150,9 @@ pub async fn remove(host: &Host, leftovers: &Leftovers<'_>) -> Vec<String> {
             Err(error) => tracing::error!("{error:#}"),
         }
     }
+    if leftovers.with_state {
+        remove_resolv_confs(instance);
+    }
     if leftovers.with_state && remove_dir(&instance.state_dir()) {
         undone.push(format!("removed {}", instance.state_dir().display()));
     }
@@ -210,6 +213,18 @@ fn detach_filters(instance: &Instance) {
     let uplink = state.ok().and_then(|state| state.uplink);
     if let Some(Err(error)) = uplink.map(|name| bpf::detach_filter_of(Site::Uplink, &name)) {
         tracing::error!("{error:#}");
+    }
+}
+
+/// With the state goes what only the state knows of.
+fn remove_resolv_confs(instance: &Instance) {
+    let dir = instance.state_dir();
+    if !dir.exists() {
+        return;
+    }
+    let state = StateFile::in_dir(&dir).and_then(|file| file.load());
+    for port in state.into_iter().flat_map(|state| state.ports) {
+        resolv_conf::remove_of(&port);
     }
 }
 

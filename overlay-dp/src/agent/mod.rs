@@ -11,6 +11,7 @@ mod leave;
 mod next_hops;
 mod options;
 mod ports;
+mod resolv_conf;
 mod slow;
 mod start;
 mod state;
@@ -81,6 +82,8 @@ pub struct PortAdd {
     pub netns: Netns,
     /// The interface inside.
     pub ifname: String,
+    /// Whether the namespace gets a resolv.conf.
+    pub resolv_conf: bool,
 }
 
 /// Where the answer goes.

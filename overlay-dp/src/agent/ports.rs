@@ -8,7 +8,7 @@ use overlay_core::tables::StaticEntry;
 use overlay_host::{Netns as HostNetns, NetnsRef, PortSpec};
 
 use super::datapath::{PORT_PREFIX, set_offloads};
-use super::{Agent, Port, PortAdd};
+use super::{Agent, Port, PortAdd, resolv_conf};
 use crate::api::{FdbRow, LocalContainer, Netns};
 use crate::bpf::Site;
 
@@ -26,7 +26,12 @@ impl Agent {
             network,
             netns,
             ifname,
+            resolv_conf,
         } = add;
+        let resolv_conf = match resolv_conf {
+            true => Some(self.resolv_conf_for(&netns)?),
+            false => None,
+        };
         let inside = HostNetns::open(&netns_ref(&netns))?;
         if inside.is_same(&HostNetns::current()?) {
             bail!(
@@ -63,16 +68,19 @@ impl Agent {
                 port_ifindex: made.host_ifindex,
                 mtu,
             },
+            resolv_conf,
         };
         let finish = async {
             inside.run(|| set_offloads(&ifname, &self.plan))??;
             self.attach_port(&port)?;
             self.state.ports.push(port.clone());
-            self.state_file.save(&self.state)
+            self.state_file.save(&self.state)?;
+            self.write_resolv_conf(&port)
         };
         if let Err(error) = finish.await {
             self.state.ports.retain(|p| p.local.port != name);
             self.undo_port(&port).await;
+            self.state_file.save(&self.state)?;
             return Err(error);
         }
         self.follow_networks();
@@ -143,6 +151,7 @@ impl Agent {
         } = &port.local;
         self.tables.write().port_down(*port_ifindex);
         self.flush();
+        resolv_conf::remove_of(port);
         if let Err(error) = self.host.delete_link(name).await {
             tracing::error!(port = %name, %error, "can't delete a port");
         }

@@ -21,6 +21,9 @@ pub struct Port {
     pub netns: Netns,
     /// What only this host knows of it.
     pub local: LocalContainer,
+    /// The resolv.conf that was written for it.
+    #[serde(default)]
+    pub resolv_conf: Option<PathBuf>,
 }
 
 /// The file's content.

@@ -19,6 +19,7 @@
 
 pub mod admin;
 pub mod client;
+mod names;
 pub mod server;
 
 use std::collections::BTreeMap;
@@ -100,6 +101,10 @@ pub struct ContainerInfo {
     pub ip: Option<IpAddr>,
     /// All its addresses.
     pub ips: Vec<IpAddr>,
+    /// More names of it.
+    pub aliases: Vec<String>,
+    /// The service that it is a task of.
+    pub service: Option<String>,
     /// Its Ethernet address.
     pub mac: MacAddr,
     /// The host it is on.
@@ -140,12 +145,21 @@ pub enum Netns {
 /// Asks to attach a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerAdd {
-    /// Its name.
-    pub name: String,
+    /// Its name; made from its service when absent.
+    pub name: Option<String>,
     /// The network's name.
     pub network: String,
     /// Its network namespace.
     pub netns: Netns,
+    /// More names of it.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// The service that it is a task of.
+    #[serde(default)]
+    pub service: Option<String>,
+    /// Whether programs that `ip netns exec` runs there are to ask the network's gateway for names.
+    #[serde(default)]
+    pub resolv_conf: bool,
     /// The address it wants; the next free one when absent.
     pub ip: Option<IpAddr>,
     /// The MAC it wants; 02:42 and the IPv4 address when absent.

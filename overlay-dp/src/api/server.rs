@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
-    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
+    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo, names,
 };
 use crate::agent::{Addresses, PortAdd, Reply, Request, Wish};
 use crate::instance::Instance;
@@ -307,15 +307,15 @@ async fn container_add(
 }
 
 async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
-    check_name(&ask.name)?;
     let network = ctx.network(&ask.network).await?;
     // What other hosts have there is known when the container is: its first packet finds them.
     let others = ctx.cluster.look_up(network.vni).await;
-    if let Some((host, _)) = others.iter().find(|(_, e)| e.name == ask.name) {
+    let name = names::of_container(&ask, || others.clone())?;
+    if let Some((host, _)) = others.iter().find(|(_, e)| e.name == name) {
         let hosts = ctx.host_names();
         bail!(
             "the name '{}' is taken on '{}' by a container of host '{}': choose another",
-            ask.name,
+            name,
             network.name,
             hosts.get(host).map_or("?", |h| h.name.as_str()),
         );
@@ -332,23 +332,24 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
     }
     let wish = Wish {
         network: network.clone(),
-        name: ask.name.clone(),
+        name: name.clone(),
         ip: ask.ip,
         mac: ask.mac,
     };
     let given = ctx.addresses.take(wish).await?;
     let add = PortAdd {
         endpoint: Endpoint {
-            name: ask.name.clone(),
+            name: name.clone(),
             vni: network.vni,
             mac: given.mac,
             ips: given.ips,
-            aliases: Vec::new(),
-            service: None,
+            aliases: ask.aliases,
+            service: ask.service,
         },
         network: network.clone(),
         netns: ask.netns,
         ifname: ask.ifname,
+        resolv_conf: ask.resolv_conf,
     };
     let port = match ctx
         .ask(|reply| Request::PortAdd(Box::new(add), reply))
@@ -356,7 +357,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
     {
         Ok(port) => port,
         Err(error) => {
-            ctx.addresses.give_back(network.vni, &ask.name);
+            ctx.addresses.give_back(network.vni, &name);
             return Err(error);
         }
     };
@@ -491,6 +492,8 @@ fn info(
         vni: endpoint.vni,
         ip: endpoint.ips.first().copied(),
         ips: endpoint.ips.clone(),
+        aliases: endpoint.aliases.clone(),
+        service: endpoint.service.clone(),
         mac: endpoint.mac,
         host,
         host_name,

@@ -202,10 +202,12 @@ pub enum ContainerCommand {
     #[command(after_help = "Examples:
   overlay-dp container add test.1 --network uber-net --netns c1
   overlay-dp container add web --network uber-net --pid 4711 --ip 10.0.0.80
+  overlay-dp container add --service web --network uber-net --netns c3 --resolv-conf
   overlay-dp container add db --network uber-net --netns /run/docker/netns/1a2b3c --ifname net1")]
     Add {
-        /// Its name, unique on the network
-        name: String,
+        /// Its name, unique on the network [default: <service>.<slot>.<random>]
+        #[arg(required_unless_present = "service")]
+        name: Option<String>,
         /// The network
         #[arg(long)]
         network: String,
@@ -229,6 +231,15 @@ pub enum ContainerCommand {
         /// The name of the interface inside
         #[arg(long, default_value = "eth0", value_name = "NAME")]
         ifname: String,
+        /// Another name of it (repeatable)
+        #[arg(long = "alias", value_name = "NAME")]
+        aliases: Vec<String>,
+        /// The service it is a task of: that name has the addresses of all its tasks
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        /// Write /etc/netns/NAME/resolv.conf, so that what 'ip netns exec NAME' runs knows the names
+        #[arg(long, conflicts_with = "pid")]
+        resolv_conf: bool,
     },
     /// Detach containers of this host
     Rm {
@@ -424,6 +435,8 @@ mod tests {
             "overlay-dp attach --iface eth0 --join 10.0.0.1",
             "overlay-dp container add a --network n",
             "overlay-dp container add a --network n --netns c1 --pid 1",
+            "overlay-dp container add --network n --netns c1",
+            "overlay-dp container add a --network n --pid 1 --resolv-conf",
             "overlay-dp network create n --vni 0",
             "overlay-dp attach --iface eth0 --data-port 0",
         ] {

@@ -211,6 +211,9 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
             ip,
             mac_address,
             ifname,
+            aliases,
+            service,
+            resolv_conf,
         } => {
             let netns = match (netns, pid) {
                 (Some(text), _) => args::parse_netns(&text)?,
@@ -224,6 +227,9 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
                 ip,
                 mac: mac_address,
                 ifname,
+                aliases,
+                service,
+                resolv_conf,
             };
             let added: ContainerInfo =
                 call(instance, Method::POST, "/v1/containers", Some(&request)).await?;

@@ -77,7 +77,17 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
 /// `container ls`
 pub fn containers(containers: &[ContainerInfo]) -> String {
     table(
-        ["NAME", "NETWORK", "IP", "MAC", "HOST", "INTERFACE", "NETNS"],
+        [
+            "NAME",
+            "NETWORK",
+            "IP",
+            "MAC",
+            "HOST",
+            "INTERFACE",
+            "NETNS",
+            "SERVICE",
+            "ALIASES",
+        ],
         containers.iter().map(|c| {
             let local = |f: fn(&crate::api::LocalContainer) -> String| {
                 c.local.as_ref().map_or("-".into(), f)
@@ -90,6 +100,11 @@ pub fn containers(containers: &[ContainerInfo]) -> String {
                 c.host_name.clone(),
                 local(|l| l.ifname.clone()),
                 local(|l| l.netns.clone()),
+                c.service.clone().unwrap_or_else(|| "-".into()),
+                match c.aliases.is_empty() {
+                    true => "-".into(),
+                    false => list(&c.aliases),
+                },
             ]
         }),
     )

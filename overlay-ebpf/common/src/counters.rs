@@ -56,6 +56,8 @@ counters! {
         VxlanFlags => "vxlan-flags",
         /// The outer source address is no VTEP of the cluster.
         UnknownVtep => "unknown-vtep",
+        /// On VNI 0, but no echo request that can be answered, and no answer.
+        MalformedEcho => "malformed-echo",
         /// This host has no endpoint in a network with that VNI.
         UnknownVni => "unknown-vni",
         /// The inner source MAC belongs to another VTEP, or to a local port.
@@ -106,6 +108,8 @@ counters! {
         AgentToPort => "agent-to-port",
         /// Frames the agent sent to VTEPs.
         AgentToVtep => "agent-to-vtep",
+        /// Echo requests of other VTEPs answered by the fast path.
+        EchoReplies => "echo-replies",
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the eBPF programs and the agent must agree on: wire formats, BPF map layouts, counters,
-//! the punt link's marker, and the forwarding verdicts themselves.
+//! the punt link's marker, VTEP echoes, and the forwarding verdicts themselves.
 //!
 //! The verdicts ([`verdict`]) are generic over how bytes and tables are read, so that the very
 //! same code runs in XDP, in tcx and, natively, in tests and in the agent.
@@ -10,6 +10,7 @@ extern crate std;
 
 pub mod checksum;
 pub mod counters;
+pub mod echo;
 pub mod layout;
 pub mod outer;
 pub mod punt;

@@ -36,6 +36,16 @@ pub const PROTO_SCTP: u8 = 132;
 /// Next-header number of ICMPv6.
 pub const PROTO_ICMPV6: u8 = 58;
 
+/// The address family of the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Family {
+    /// IPv4 outside.
+    V4,
+    /// IPv6 outside.
+    V6,
+}
+
 /// The VXLAN "I" flag: the VNI field is valid.
 pub const VXLAN_FLAG_VNI: u8 = 0x08;
 /// VXLAN's registered UDP port.

@@ -116,9 +116,11 @@ impl<'a> FromPort<'a> {
                 Reason::Unresolved => Err(DropReason::Unresolved),
                 Reason::UnknownSource | Reason::CantEncap => Err(DropReason::NotPunted),
             },
-            Verdict::Pass | Verdict::Drop(_) | Verdict::Decap { .. } | Verdict::Forward { .. } => {
-                Err(DropReason::NotPunted)
-            }
+            Verdict::Pass
+            | Verdict::Drop(_)
+            | Verdict::Decap { .. }
+            | Verdict::EchoReply { .. }
+            | Verdict::Forward { .. } => Err(DropReason::NotPunted),
         }
     }
 

@@ -30,7 +30,8 @@ use crate::layout::{
 use crate::outer::{Meta, mix};
 use crate::punt::Reason;
 use crate::wire::{
-    ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, IPV4_LEN, Ip16, Mac, PROTO_SCTP, PROTO_TCP, PROTO_UDP, be16,
+    ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, Family, IPV4_LEN, Ip16, Mac, PROTO_SCTP, PROTO_TCP,
+    PROTO_UDP, be16,
 };
 
 /// Bytes of a frame, checked.
@@ -117,6 +118,12 @@ pub enum Verdict<'t> {
         ifindex: u32,
         /// What ECN makes of the inner header.
         ecn: Option<EcnRewrite>,
+    },
+    /// Turn the echo request into its answer ([`echo::reflect_v4`](crate::echo::reflect_v4) or its
+    /// IPv6 sister) and send it back.
+    EchoReply {
+        /// Of its outer headers.
+        family: Family,
     },
     /// It has its outer headers already: give it the addresses of the next hop and send it.
     Forward {

@@ -3,11 +3,12 @@
 use super::{EcnRewrite, Eth, Frame, Tables, Verdict};
 use crate::checksum;
 use crate::counters::DropReason;
+use crate::echo::{self, Kind};
 use crate::layout::FdbKey;
 use crate::outer::decap_ecn;
 use crate::punt::Reason;
 use crate::wire::{
-    ETH_LEN, ETH_P_IP, ETH_P_IPV6, IPV4_LEN, Ip16, OUTER_V4_LEN, PROTO_UDP, UDP_LEN,
+    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, IPV4_LEN, Ip16, OUTER_V4_LEN, PROTO_UDP, UDP_LEN,
     VXLAN_FLAG_VNI, VXLAN_LEN, be16, ip_eq, is_group, mac_eq, map_v4,
 };
 
@@ -88,7 +89,37 @@ where
         tos: ip[1],
         vni: u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]),
     };
+    if outer.vni == echo::VNI {
+        let exact = ip_len + ETH_LEN as u32 == frame.total_len()
+            && ip_len == udp_len + IPV4_LEN as u32
+            && frame.gso_size() == 0;
+        let from_vtep = be16(udp[0], udp[1]) == config.data_port;
+        return match echo_kind(frame, tables, &outer.src, exact && from_vtep)? {
+            Kind::Request => Ok(act(Verdict::EchoReply { family: Family::V4 })),
+            Kind::Answer => Ok(act(Verdict::Pass)),
+        };
+    }
     inner(frame, tables, &outer, act)
+}
+
+/// What a frame on VNI 0 is. `sound` says that its lengths and ports are an echo's.
+#[inline(always)]
+fn echo_kind<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    src: &Ip16,
+    sound: bool,
+) -> Result<Kind, DropReason> {
+    const MALFORMED: DropReason = DropReason::MalformedEcho;
+    tables.vtep(src).ok_or(DropReason::UnknownVtep)?;
+    let [to_group, ..] = frame.load::<2>(0).ok_or(MALFORMED)?;
+    // The nonce, too, must be there.
+    let message: [u8; echo::MESSAGE_LEN] = frame.load(OUTER_V4_LEN).ok_or(MALFORMED)?;
+    if !sound || to_group & 1 != 0 {
+        return Err(MALFORMED);
+    }
+    let [r0, r1, a0, a1, m0, m1, m2, m3, ..] = message;
+    echo::kind(&[r0, r1, a0, a1, m0, m1, m2, m3]).ok_or(MALFORMED)
 }
 
 #[inline(always)]

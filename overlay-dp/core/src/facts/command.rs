@@ -1,0 +1,154 @@
+//! What the cluster's managers agree on: commands, and what comes back.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use super::{Range, Version};
+use crate::model::{Host, HostId, MacAddr, Network, Vni};
+
+/// What a user asks for; the rest is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// Unique in the cluster.
+    pub name: String,
+    /// None, one or two, one per family. Without any the next free /24 of 10.0.0.0/8 is taken;
+    /// an IPv6 one alone, without `ipv6`, makes a network without IPv4.
+    pub subnets: Vec<IpNetwork>,
+    /// At most one per family; a subnet's first address when absent.
+    pub gateways: Vec<IpAddr>,
+    /// The part of one of the subnets that addresses are chosen from.
+    pub ip_range: Option<IpNetwork>,
+    /// Dual stack: with an IPv6 subnet, the next free /64 of the cluster's own prefix when none is
+    /// given.
+    pub ipv6: bool,
+    /// Chosen from 4096 up when absent.
+    pub vni: Option<Vni>,
+}
+
+/// One step of the cluster's state. All chance and time comes in with it.
+///
+/// `host` in [`Command::Grant`], [`Command::Return`] and [`Command::Unwant`] is set by the manager
+/// that the host asked, from its certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// A host joins.
+    HostAdd {
+        /// Who; a manager at once if it says so.
+        host: Host,
+        /// A dead host, which had the same VTEP: removed in the same step.
+        replace: Option<HostId>,
+    },
+    /// A host's name, addresses or ports are others now.
+    HostUpdate {
+        /// Which host.
+        id: HostId,
+        /// Its name from now on.
+        name: String,
+        /// Its VTEP from now on.
+        vtep: IpAddr,
+        /// Its data port from now on.
+        data_port: u16,
+        /// Its control port from now on.
+        control_port: u16,
+        /// Its gossip port from now on.
+        gossip_port: u16,
+    },
+    /// A host leaves, or is expelled: all that it holds is free.
+    HostRemove {
+        /// Which host.
+        id: HostId,
+    },
+    /// Promotes or demotes.
+    SetRole {
+        /// Which host.
+        id: HostId,
+        /// Whether it is a manager from now on.
+        manager: bool,
+    },
+    /// Makes a network.
+    NetworkCreate {
+        /// What is asked for.
+        spec: NetworkSpec,
+        /// What it must not overlap, the creating host's routes for example; default routes among
+        /// them are ignored.
+        avoid: Vec<IpNetwork>,
+    },
+    /// Removes a network in which nobody holds a grant.
+    NetworkRemove {
+        /// Its name.
+        name: String,
+    },
+    /// A host asks for addresses.
+    Grant {
+        /// Which host.
+        host: HostId,
+        /// In which network.
+        vni: Vni,
+        /// What it asks for.
+        want: Want,
+    },
+    /// A host gives back. What it does not hold, or got after `seen`, stays as it is: a repeated
+    /// or late return can't take what has been granted anew since.
+    Return {
+        /// Which host.
+        host: HostId,
+        /// In which network.
+        vni: Vni,
+        /// Offsets.
+        ranges: Vec<Range>,
+        /// Claimed MAC addresses.
+        macs: Vec<MacAddr>,
+        /// The version of the facts by which the host decided it.
+        seen: Version,
+    },
+    /// A host no longer waits for what it could not get.
+    Unwant {
+        /// Which host.
+        host: HostId,
+        /// In which network.
+        vni: Vni,
+    },
+    /// A new join token.
+    TokenRotate {
+        /// The managers' one, else the workers'.
+        manager: bool,
+        /// Its secret.
+        secret: Vec<u8>,
+    },
+}
+
+/// What a host asks for in a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Want {
+    /// So many of the lowest free offsets; fewer is an answer, too.
+    Addresses(u32),
+    /// So many from the end of the range, for times when no manager can be asked; fewer or none is
+    /// an answer, too.
+    Spare(u32),
+    /// The offset of this address. Held already it is granted again, no longer as a spare.
+    Ip(IpAddr),
+    /// A MAC address that no address gives.
+    Mac(MacAddr),
+}
+
+/// What somebody could not get: the others give back what they do not use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Who waits.
+    pub host: HostId,
+    /// For what.
+    pub want: Want,
+}
+
+/// What a command gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The network made.
+    Network(Network),
+    /// The offsets got, possibly none for a spare.
+    Granted(Vec<Range>),
+}

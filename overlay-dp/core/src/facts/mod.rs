@@ -1,0 +1,179 @@
+//! The facts that all hosts agree on: hosts, networks, and who may use which address.
+//!
+//! The managers keep a [`StateMachine`], which a replicated log of [`Command`]s drives; every host
+//! keeps a copy of its public part, [`Facts`], which [`FactsNews`] bring up to date. Single writer:
+//! the state machine alone decides, copies only repeat its [`Change`]s.
+//!
+//! Addresses are offsets in a network's subnets, so that one grant serves both families: see
+//! [`Network::address_at`]. Everything is deterministic: no clock, no random numbers, ordered maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Endpoint, Host, HostId, MacAddr, Network, Vni};
+
+mod change;
+mod check;
+mod command;
+mod machine;
+mod pool;
+mod ranges;
+mod refusal;
+
+pub use change::{Change, FactsNews, Gap};
+pub use check::RecordFault;
+pub use command::{Command, NetworkSpec, Reply, Want, Wanted};
+pub use machine::{Secrets, StateMachine};
+pub use ranges::{Range, Ranges};
+pub use refusal::Refusal;
+
+use pool::Pool;
+
+/// The first VNI given to a network that does not ask for one.
+pub const FIRST_VNI: u32 = 4096;
+/// More hosts than this are refused: every host knows them all.
+pub const MAX_HOSTS: usize = 1000;
+/// More networks than this are refused: every host knows them all.
+pub const MAX_NETWORKS: usize = 4096;
+/// More addresses than this are refused to one host in one network.
+pub const MAX_NETWORK_OFFSETS: u64 = 65_536;
+/// More addresses than this are refused to one host in all networks: no host alone can fill the
+/// others' memory.
+pub const MAX_HOST_OFFSETS: u64 = 262_144;
+/// More claimed MAC addresses than this are refused to one host in one network.
+pub const MAX_CLAIMS: usize = 4096;
+/// More ranges or MAC addresses than this in one request are refused.
+pub const MAX_PIECES: usize = 4096;
+
+/// A version of the facts. It rises with each change, and only then.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub struct Version {
+    /// Rises when a backup is restored: what came after the backup is void then. At least 1 in a
+    /// cluster; 0 is a host's that knows nothing yet.
+    pub epoch: u64,
+    /// The index in the managers' log of the latest command that changed something.
+    pub index: u64,
+}
+
+/// What all hosts agree on, of one [`Version`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    version: Version,
+    hosts: BTreeMap<HostId, Host>,
+    pools: BTreeMap<Vni, Pool>,
+}
+
+impl Facts {
+    /// How current it is.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// One host.
+    pub fn host(&self, id: HostId) -> Option<&Host> {
+        self.hosts.get(&id)
+    }
+
+    /// All hosts, by id.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.values()
+    }
+
+    /// The hosts that agree on the facts.
+    pub fn managers(&self) -> impl Iterator<Item = &Host> {
+        self.hosts().filter(|host| host.manager)
+    }
+
+    /// All networks, by VNI.
+    pub fn networks(&self) -> impl Iterator<Item = &Network> {
+        self.pools.values().map(|pool| &pool.network)
+    }
+
+    /// One network.
+    pub fn network(&self, vni: Vni) -> Option<&Network> {
+        self.pools.get(&vni).map(|pool| &pool.network)
+    }
+
+    /// One network, by its name.
+    pub fn network_named(&self, name: &str) -> Option<&Network> {
+        self.networks().find(|network| network.name == name)
+    }
+
+    /// What addresses of a network are chosen from; others must be asked for one by one.
+    pub fn chosen_from(&self, vni: Vni) -> Option<Range> {
+        self.pools.get(&vni).map(|pool| pool.chosen)
+    }
+
+    /// Who may use an offset.
+    pub fn owner(&self, _vni: Vni, _offset: u32) -> Option<HostId> {
+        todo!()
+    }
+
+    /// The offsets that a host may use, ascending.
+    pub fn granted(&self, _host: HostId, _vni: Vni) -> Vec<Range> {
+        todo!()
+    }
+
+    /// The MAC addresses that a host has claimed, ascending.
+    pub fn claimed_macs(&self, _host: HostId, _vni: Vni) -> Vec<MacAddr> {
+        todo!()
+    }
+
+    /// The hosts with a grant in a network: exactly those that may have endpoints there.
+    pub fn participants(&self, _vni: Vni) -> BTreeSet<HostId> {
+        todo!()
+    }
+
+    /// The networks in which a host has a grant.
+    pub fn networks_of(&self, _host: HostId) -> Vec<Vni> {
+        todo!()
+    }
+
+    /// What hosts could not get in a network.
+    pub fn wanted(&self, _vni: Vni) -> Vec<Wanted> {
+        todo!()
+    }
+
+    /// Whether `host` may say that it has such an endpoint.
+    ///
+    /// # Errors
+    /// What is wrong with it. [`RecordFault::is_lasting`] tells whether newer facts can allow it.
+    pub fn check(&self, _host: HostId, _endpoint: &Endpoint) -> Result<(), RecordFault> {
+        todo!()
+    }
+
+    /// Applies what happened between `after` and `version`. What is in it already does no harm.
+    ///
+    /// # Errors
+    /// [`Gap`] when it is older than `after`, or of another epoch; it is as it was then.
+    pub fn apply(
+        &mut self,
+        _after: Version,
+        _version: Version,
+        _changes: &[Change],
+    ) -> Result<(), Gap> {
+        todo!()
+    }
+
+    /// Takes news of any kind. Tells whether it became another version.
+    ///
+    /// # Errors
+    /// See [`Facts::apply`].
+    pub fn update(&mut self, news: FactsNews) -> Result<bool, Gap> {
+        let before = self.version;
+        match news {
+            FactsNews::Nothing => {}
+            FactsNews::Changes {
+                after,
+                version,
+                changes,
+            } => self.apply(after, version, &changes)?,
+            FactsNews::Snapshot(facts) if facts.version > self.version => *self = facts,
+            FactsNews::Snapshot(_) => {}
+        }
+        Ok(self.version != before)
+    }
+}

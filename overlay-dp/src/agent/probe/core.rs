@@ -1,0 +1,236 @@
+//! Whom to probe when, without a socket or a clock: `now` is the time since some fixed moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::packet;
+use super::pmtu::Ask;
+use super::target::{Answer, DataPath, Kind, Target};
+use super::window::Latency;
+
+/// From one regular probe to the next, to one VTEP.
+const PACE: Duration = Duration::from_secs(1);
+/// The time that one probe takes from all: not more than 100 a second. Quick looks at hosts that
+/// are said to be down don't wait for that.
+const COST: Duration = Duration::from_millis(10);
+/// So many may go at once after a pause.
+const BURST: u32 = 10;
+
+/// A probe to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The VTEP.
+    pub to: IpAddr,
+    /// What the answer must have.
+    pub nonce: u64,
+    /// Bytes of the whole IP packet.
+    pub size: u32,
+}
+
+/// What is known of a VTEP.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Report {
+    /// Whether frames arrive there.
+    pub path: DataPath,
+    /// Its host is said to be down, and it does not answer either.
+    pub dead: bool,
+    /// Round trips.
+    pub latency: Option<Latency>,
+    /// Lost ones of the last probes.
+    pub lost: usize,
+    /// The last probes, 100 at most.
+    pub probes: usize,
+    /// The largest IP packet that arrives, in bytes.
+    pub mtu: Option<u32>,
+}
+
+/// What has come in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Counters {
+    /// Answers in time.
+    pub answers: u64,
+    /// Answers after their probe was counted as lost.
+    pub late: u64,
+    /// What was no answer to a probe of ours.
+    pub unknown: u64,
+}
+
+/// All VTEPs that are probed.
+#[derive(Debug, Default)]
+pub struct Core {
+    targets: BTreeMap<IpAddr, Target>,
+    /// Those of which the agent has something to learn.
+    news: BTreeSet<IpAddr>,
+    /// Until when the probes sent so far have used up the rate.
+    spent: Duration,
+    counters: Counters,
+}
+
+impl Core {
+    /// Probes a VTEP behind a link that carries `limit` bytes; one that is probed already has
+    /// another way now.
+    pub fn watch(&mut self, vtep: IpAddr, limit: u32, now: Duration) {
+        match self.targets.get_mut(&vtep) {
+            Some(target) => target.mtu.path_changed(limit),
+            None => drop(self.targets.insert(vtep, Target::new(limit, now))),
+        }
+        self.news.insert(vtep);
+    }
+
+    /// Probes it no more.
+    pub fn forget(&mut self, vtep: IpAddr) {
+        self.targets.remove(&vtep);
+        self.news.remove(&vtep);
+    }
+
+    /// Its host is said to be down: is its data path, too?
+    pub fn suspect(&mut self, vtep: IpAddr, now: Duration) {
+        if let Some(target) = self.targets.get_mut(&vtep) {
+            target.suspect(now);
+        }
+    }
+
+    /// Its host is up.
+    pub fn trust(&mut self, vtep: IpAddr) {
+        if let Some(target) = self.targets.get_mut(&vtep) {
+            target.trust();
+        }
+    }
+
+    /// What is known of a VTEP.
+    pub fn report(&self, vtep: IpAddr) -> Option<Report> {
+        let target = self.targets.get(&vtep)?;
+        let (lost, probes) = target.window.loss();
+        Some(Report {
+            path: target.path,
+            dead: target.dead,
+            latency: target.window.latency(),
+            lost,
+            probes,
+            mtu: target.mtu.mtu(),
+        })
+    }
+
+    /// What has come in.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Whether there are [`Core::news`].
+    pub fn has_news(&self) -> bool {
+        !self.news.is_empty()
+    }
+
+    /// The VTEPs of which [`Report::path`], `dead` or `mtu` have changed.
+    pub fn news(&mut self) -> Vec<IpAddr> {
+        std::mem::take(&mut self.news).into_iter().collect()
+    }
+
+    /// Something that looks like an answer has come: an IP packet of `size` bytes.
+    pub fn answer(&mut self, from: IpAddr, nonce: u64, size: u32, now: Duration) {
+        let Some(target) = self.targets.get_mut(&from) else {
+            self.counters.unknown += 1;
+            return;
+        };
+        let before = told(target);
+        match target.answered(nonce, size, now) {
+            Answer::Good => self.counters.answers += 1,
+            Answer::Late => self.counters.late += 1,
+            Answer::Unknown => self.counters.unknown += 1,
+        }
+        if told(target) != before {
+            self.news.insert(from);
+        }
+    }
+
+    /// Something that can't be an answer has come.
+    pub fn nonsense(&mut self) {
+        self.counters.unknown += 1;
+    }
+
+    /// The next probe to send now. `random` gives nonces, and spreads what is regular.
+    pub fn poll(&mut self, now: Duration, random: &mut impl FnMut() -> u64) -> Option<Probe> {
+        for (vtep, target) in &mut self.targets {
+            let before = told(target);
+            target.tick(now);
+            if told(target) != before {
+                self.news.insert(*vtep);
+            }
+        }
+        let (to, kind) = self.choose(now)?;
+        let pace = self.pace();
+        let target = self.targets.get_mut(&to)?;
+        let smallest = u32::try_from(packet::headers(to) + packet::LEN).unwrap_or_default();
+        let (size, kind) = match kind {
+            Kind::Quick => {
+                target.quick_sent();
+                (smallest, kind)
+            }
+            Kind::Regular => {
+                // A suspect is watched closely however many others there are.
+                let pace = if target.suspect { PACE } else { pace };
+                target.due = now + jitter(pace, random());
+                (target.regular().unwrap_or(smallest), kind)
+            }
+            Kind::Size | Kind::Control => match target.search()? {
+                Ask::Size(size) => (size, Kind::Size),
+                Ask::Control => (smallest, Kind::Control),
+            },
+        };
+        let nonce = random();
+        target.sent(nonce, size, kind, now);
+        self.spent = self.spent.max(now) + COST;
+        Some(Probe { to, nonce, size })
+    }
+
+    fn choose(&self, now: Duration) -> Option<(IpAddr, Kind)> {
+        let find = |due: &dyn Fn(&Target) -> bool| {
+            let mut targets = self.targets.iter();
+            targets.find(|(_, target)| due(target)).map(|(ip, _)| *ip)
+        };
+        if let Some(vtep) = find(&|target| target.quick_due(now)) {
+            return Some((vtep, Kind::Quick));
+        }
+        if now < self.free_at() {
+            return None;
+        }
+        if let Some(vtep) = find(&|target| target.mtu.is_due()) {
+            return Some((vtep, Kind::Size));
+        }
+        // Who waits longest, a suspect before the others.
+        let due = self.targets.iter().filter(|(_, target)| now >= target.due);
+        let first = due.min_by_key(|(_, target)| (!target.suspect, target.due));
+        first.map(|(ip, _)| (*ip, Kind::Regular))
+    }
+
+    /// When the rate allows one more.
+    fn free_at(&self) -> Duration {
+        self.spent.saturating_sub(COST * BURST)
+    }
+
+    fn pace(&self) -> Duration {
+        let all = u32::try_from(self.targets.len()).unwrap_or(u32::MAX);
+        PACE.max(COST.saturating_mul(all))
+    }
+
+    /// When [`Core::poll`] is to be called again at the latest.
+    pub fn deadline(&self) -> Option<Duration> {
+        let of = |target: &Target| {
+            let due = if target.mtu.is_due() { Duration::ZERO } else { target.due };
+            let send = due.max(self.free_at());
+            target.deadline().map_or(send, |deadline| deadline.min(send))
+        };
+        self.targets.values().map(of).min()
+    }
+}
+
+fn told(target: &Target) -> (DataPath, bool, Option<u32>) {
+    (target.path, target.dead, target.mtu.mtu())
+}
+
+/// 90 to 110 per cent of `pace`, so that hosts that start together don't probe together.
+fn jitter(pace: Duration, random: u64) -> Duration {
+    let percent = 90 + u32::try_from(random % 21).unwrap_or_default();
+    pace * percent / 100
+}
