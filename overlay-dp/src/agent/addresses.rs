@@ -4,19 +4,23 @@
 //! host's own business ([`Holdings`]), so that a container can be attached while no manager
 //! answers. A task of its own gives back what is not used and keeps a few addresses in hand.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use overlay_cluster::{Cluster, Error};
-use overlay_core::facts::{Refusal, Want};
-use overlay_core::holdings::{Holdings, Need};
+use overlay_core::facts::{Facts, Refusal};
+use overlay_core::holdings::{GiveBack, Holdings, Need};
 use overlay_core::model::{Endpoint, HostId, MacAddr, Network, Vni};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
+
+use super::state::JsonFile;
 
 /// How long an attach waits for other hosts to give back what they don't use.
 const RECLAIM: Duration = Duration::from_secs(3);
@@ -53,49 +57,71 @@ pub struct Addresses {
     cluster: Cluster,
     me: HostId,
     state: Mutex<State>,
+    /// What is being given back must be known again after a crash: it may not be used.
+    file: JsonFile<Holdings>,
     /// Something is to be given back or asked for.
     work: Notify,
     /// The task has done what there was.
     idle: Notify,
 }
 
-#[derive(Default)]
 struct State {
     holdings: Holdings,
-    /// What has an address, or is about to have one; with its offset when it has.
-    used: HashMap<Key, Option<(u32, MacAddr)>>,
-    /// The task is at work, or has failed and waits to try again.
+    /// What has an address, or is about to have one.
+    names: HashMap<Key, Option<Held>>,
+    /// Something is not given back yet.
     busy: bool,
 }
 
+/// What an endpoint has.
+#[derive(Clone, Copy)]
+struct Held {
+    offset: u32,
+    /// A MAC that does not go with the address.
+    mac: Option<MacAddr>,
+}
+
 impl Addresses {
-    /// None in use yet.
-    pub fn new(cluster: Cluster) -> Arc<Addresses> {
-        Arc::new(Addresses {
+    /// Goes on with what an earlier agent was giving back; nothing is in use yet.
+    ///
+    /// # Errors
+    /// When the file in `dir` can't be read.
+    pub fn load(cluster: Cluster, dir: &Path) -> Result<Arc<Addresses>> {
+        let file = JsonFile::new(dir, "addresses.json")?;
+        let mut holdings: Holdings = file.load()?;
+        holdings.restart();
+        Ok(Arc::new(Addresses {
             me: cluster.me().id,
             cluster,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                holdings,
+                names: HashMap::new(),
+                busy: true,
+            }),
+            file,
             work: Notify::new(),
             idle: Notify::new(),
-        })
+        }))
     }
 
-    /// Notes that a container which an earlier agent attached has its address. Without the
-    /// network, the address is noted when it is known again.
+    /// Notes that a container which an earlier agent attached has its address.
     pub fn keep(&self, endpoint: &Endpoint) {
+        let vni = endpoint.vni;
+        let network = self.cluster.facts(|facts| facts.network(vni).cloned());
+        let held = network.and_then(|network| {
+            let mut ips = endpoint.ips.iter();
+            let offset = ips.find_map(|ip| network.offset_of(*ip))?;
+            let mac = Some(endpoint.mac).filter(|mac| network.mac_at(offset) != Some(*mac));
+            Some(Held { offset, mac })
+        });
         let mut state = self.state.lock();
-        let key = (endpoint.vni, endpoint.name.clone());
-        let network = self
-            .cluster
-            .facts(|facts| facts.network(endpoint.vni).cloned());
-        let offset =
-            network.and_then(|network| endpoint.ips.iter().find_map(|ip| network.offset_of(*ip)));
-        if let Some(offset) = offset {
-            state.holdings.keep(endpoint.vni, offset);
+        if let Some(held) = held {
+            state.holdings.keep(vni, held.offset);
+            if let Some(mac) = held.mac {
+                state.holdings.keep_mac(vni, mac);
+            }
         }
-        state
-            .used
-            .insert(key, offset.map(|offset| (offset, endpoint.mac)));
+        state.names.insert((vni, endpoint.name.clone()), held);
     }
 
     /// Finds an address for an endpoint.
@@ -105,89 +131,116 @@ impl Addresses {
     /// address must be asked for and no manager answers.
     pub async fn take(&self, wish: Wish) -> Result<Given> {
         let key = (wish.network.vni, wish.name.clone());
-        {
-            let mut state = self.state.lock();
-            if state.used.contains_key(&key) {
-                bail!(
-                    "the name '{0}' is taken on that network by a container of this host: choose \
-                     another, or remove it with 'overlay-dp container rm {0}'",
-                    wish.name
-                );
-            }
-            state.used.insert(key.clone(), None);
-        }
+        match self.state.lock().names.entry(key.clone()) {
+            Entry::Occupied(_) => bail!(
+                "the name '{0}' is taken on that network by a container of this host: choose \
+                 another, or remove it with 'overlay-dp container rm {0}'",
+                wish.name
+            ),
+            Entry::Vacant(entry) => entry.insert(None),
+        };
         let found = self.find(&wish).await;
         let mut state = self.state.lock();
         match &found {
-            Ok((offset, given)) => state.used.insert(key, Some((*offset, given.mac))),
-            Err(_) => state.used.remove(&key).flatten().map(Some),
+            Ok(held) => state.names.insert(key, Some(*held)),
+            Err(_) => state.names.remove(&key),
         };
         drop(state);
-        self.work.notify_one();
-        found.map(|(_, given)| given)
-    }
-
-    async fn find(&self, wish: &Wish) -> Result<(u32, Given)> {
+        self.tidy();
+        let held = found?;
         let network = &wish.network;
-        if let Some(mac) = wish.mac {
-            self.cluster.grant(network.vni, Want::Mac(mac)).await?;
-        }
-        let offset = self
-            .find_offset(wish)
-            .await
-            .inspect_err(|_| self.work.notify_one())?;
-        let mac = wish.mac.or_else(|| network.mac_at(offset));
-        let mac = mac.ok_or_else(|| anyhow!("the network has no such address"))?;
-        let ips = network.address_at(offset);
-        Ok((offset, Given { ips, mac }))
+        let mac = held.mac.or_else(|| network.mac_at(held.offset));
+        Ok(Given {
+            ips: network.address_at(held.offset),
+            mac: mac.ok_or_else(|| anyhow!("the network has no such address"))?,
+        })
     }
 
-    async fn find_offset(&self, wish: &Wish) -> Result<u32> {
+    async fn find(&self, wish: &Wish) -> Result<Held> {
         let vni = wish.network.vni;
+        let offset = self
+            .ask(vni, |holdings, facts, me| holdings.take(facts, me, vni, wish.ip))
+            .await?;
+        let own = wish.mac.filter(|mac| wish.network.mac_at(offset) != Some(*mac));
+        if let Some(mac) = own
+            && let Err(error) = self
+                .ask(vni, |holdings, facts, me| holdings.take_mac(facts, me, vni, mac))
+                .await
+        {
+            self.state.lock().holdings.free(vni, offset);
+            return Err(error);
+        }
+        Ok(Held { offset, mac: own })
+    }
+
+    /// Takes something, asking the managers for it as often as is needed.
+    async fn ask<T>(
+        &self,
+        vni: Vni,
+        mut take: impl FnMut(&mut Holdings, &Facts, HostId) -> Result<T, Need>,
+    ) -> Result<T> {
         let deadline = Instant::now() + RECLAIM;
+        let mut waited = false;
         loop {
             let changed = self.cluster.facts_changed();
-            let held = {
+            let taken = {
                 let mut state = self.state.lock();
-                let take = |facts: &_| state.holdings.take(facts, self.me, vni, wish.ip);
-                self.cluster.facts(take)
+                let holdings = &mut state.holdings;
+                self.cluster.facts(|facts| take(holdings, facts, self.me))
             };
-            let want = match held {
-                Ok(offset) => return Ok(offset),
-                Err(Need::Refused(refusal)) => bail!(refusal),
+            let want = match taken {
+                Ok(taken) => {
+                    if waited {
+                        self.no_longer_wanted(vni).await;
+                    }
+                    return Ok(taken);
+                }
                 Err(Need::Ask(want)) => want,
+                Err(other) => bail!(other),
             };
-            match self.cluster.grant(vni, want).await {
-                Ok(_) => {}
+            let error = match self.cluster.grant(vni, want).await {
+                Ok(_) => continue,
+                Err(error) => error,
+            };
+            match error {
                 // Other hosts see that something is wanted, and give back what they don't use.
-                Err(Error::Refused(refusal)) if may_be_given_back(&refusal) => {
+                Error::Refused(Refusal::Exhausted { .. } | Refusal::Taken { .. }) => {
+                    waited = true;
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() || timeout(left, changed).await.is_err() {
-                        if let Err(error) = self.cluster.unwant(vni).await {
-                            tracing::debug!(%error, "what is wanted stays wanted");
-                        }
-                        bail!(refusal);
+                        self.no_longer_wanted(vni).await;
+                        bail!(error);
                     }
                 }
-                Err(error @ Error::NoManager { .. }) => {
+                Error::NoManager { .. } => {
                     let mut state = self.state.lock();
-                    let take = |facts: &_| state.holdings.take_spare(facts, self.me, vni, wish.ip);
-                    return self.cluster.facts(take).map_err(|_| error.into());
+                    state.holdings.allow_spares(vni);
+                    let holdings = &mut state.holdings;
+                    let taken = self.cluster.facts(|facts| take(holdings, facts, self.me));
+                    return taken.map_err(|_| error.into());
                 }
-                Err(error) => return Err(error.into()),
+                error => bail!(error),
             }
+        }
+    }
+
+    async fn no_longer_wanted(&self, vni: Vni) {
+        if let Err(error) = self.cluster.unwant(vni).await {
+            tracing::debug!(%error, "what was wanted stays wanted");
         }
     }
 
     /// The container is gone: its address can be used again.
     pub fn give_back(&self, vni: Vni, name: &str) {
         let mut state = self.state.lock();
-        if let Some(Some((offset, _))) = state.used.remove(&(vni, name.to_owned())) {
-            state.holdings.free(vni, offset);
+        if let Some(Some(held)) = state.names.remove(&(vni, name.to_owned())) {
+            state.holdings.free(vni, held.offset);
+            if let Some(mac) = held.mac {
+                state.holdings.free_mac(vni, mac);
+            }
         }
-        state.busy = true;
         drop(state);
-        self.work.notify_one();
+        self.tidy();
     }
 
     /// Looks at once for what is to be given back or asked for.
@@ -211,39 +264,34 @@ impl Addresses {
         let _ = timeout(deadline, all).await;
     }
 
-    /// How many addresses of each network are leased to this host, without use, and not on their
-    /// way back.
-    pub fn unused(&self) -> BTreeMap<Vni, u64> {
+    /// Addresses that are leased to this host, not in use, and no spares to keep in hand.
+    pub fn unused(&self) -> Vec<GiveBack> {
+        let mut holdings = self.state.lock().holdings.clone();
+        self.cluster.facts(|facts| holdings.returns(facts, self.me))
+    }
+
+    /// Addresses in use that the facts give to another host.
+    pub fn lost(&self) -> Vec<(Vni, u32)> {
         let state = self.state.lock();
-        let unused = self
-            .cluster
-            .facts(|facts| state.holdings.surplus(facts, self.me));
-        let count = |ranges: Vec<overlay_core::facts::Range>| -> u64 {
-            ranges.iter().map(|r| u64::from(r.last - r.first) + 1).sum()
-        };
-        unused
-            .into_iter()
-            .map(|(vni, ranges)| (vni, count(ranges)))
-            .collect()
+        self.cluster.facts(|facts| state.holdings.lost(facts, self.me))
     }
 
     /// Gives back and asks for, as long as the agent runs.
     pub async fn run(self: Arc<Self>) {
         loop {
-            let done = self.work_off().await;
-            let pause = match done {
+            let changed = self.cluster.facts_changed();
+            self.state.lock().busy = false;
+            let pause = match self.work_off().await {
                 Ok(()) => {
-                    self.state.lock().busy = false;
                     self.idle.notify_waiters();
                     PERIOD
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "addresses are given back later");
-                    sleep(RETRY).await;
-                    continue;
+                    tracing::debug!("addresses are given back later: {error:#}");
+                    self.state.lock().busy = true;
+                    RETRY
                 }
             };
-            let changed = self.cluster.facts_changed();
             tokio::select! {
                 () = self.work.notified() => {}
                 () = changed => {}
@@ -252,83 +300,38 @@ impl Addresses {
         }
     }
 
-    async fn work_off(&self) -> Result<(), Error> {
+    async fn work_off(&self) -> Result<()> {
         let returns = {
             let mut state = self.state.lock();
-            self.cluster
-                .facts(|facts| state.holdings.returns(facts, self.me))
-        };
-        for (vni, ranges) in returns {
-            let done = self
-                .cluster
-                .give_back(vni, ranges.clone(), Vec::new())
-                .await;
-            if let Err(error) = done {
-                // It may have been done all the same: the facts will tell.
-                self.state.lock().holdings.return_failed(vni, &ranges);
-                if !matches!(error, Error::Refused(_)) {
-                    return Err(error);
-                }
+            let holdings = &mut state.holdings;
+            let returns = self.cluster.facts(|facts| holdings.returns(facts, self.me));
+            if !returns.is_empty() {
+                self.file.save(holdings)?;
             }
-        }
-        for (vni, mac) in self.idle_macs() {
-            self.cluster.give_back(vni, Vec::new(), vec![mac]).await?;
-        }
-        for (vni, ip) in self.lost() {
-            if let Err(error) = self.cluster.grant(vni, Want::Ip(ip)).await {
-                tracing::error!(%ip, %error, "an address in use is not leased to this host");
+            returns
+        };
+        for back in returns {
+            match self.cluster.give_back(back.clone()).await {
+                Ok(()) => {}
+                Err(Error::Refused(refusal)) => {
+                    tracing::debug!(%refusal, "an address is not taken back");
+                    self.state.lock().holdings.return_failed(&back);
+                }
+                // It may have been done all the same: it is said again.
+                Err(error) => return Err(error.into()),
             }
         }
         let wants = {
             let state = self.state.lock();
-            self.cluster
-                .facts(|facts| state.holdings.wants(facts, self.me))
+            self.cluster.facts(|facts| state.holdings.wants(facts, self.me))
         };
         for (vni, want) in wants {
-            if let Err(error) = self.cluster.grant(vni, want).await {
-                tracing::debug!(%vni, %error, "no addresses to keep in hand");
+            match self.cluster.grant(vni, want).await {
+                Ok(_) => {}
+                Err(error @ Error::NoManager { .. }) => return Err(error.into()),
+                Err(error) => tracing::debug!(%vni, ?want, %error, "not granted"),
             }
         }
         Ok(())
     }
-
-    /// MACs that were claimed for containers which are gone.
-    fn idle_macs(&self) -> Vec<(Vni, MacAddr)> {
-        let state = self.state.lock();
-        let used = |vni, mac| {
-            let mut used = state.used.iter();
-            // One that is being attached has claimed its MAC before it has an address.
-            used.any(|((v, _), have)| *v == vni && have.is_none_or(|(_, m)| m == mac))
-        };
-        self.cluster.facts(|facts| {
-            let claimed = facts.networks_of(self.me).into_iter().flat_map(|vni| {
-                let macs = facts.claimed_macs(self.me, vni).into_iter();
-                macs.map(move |mac| (vni, mac))
-            });
-            claimed.filter(|(vni, mac)| !used(*vni, *mac)).collect()
-        })
-    }
-
-    /// Addresses in use which the facts do not give to this host: those of a restored backup are
-    /// older than the container.
-    fn lost(&self) -> Vec<(Vni, IpAddr)> {
-        let state = self.state.lock();
-        self.cluster.facts(|facts| {
-            let offsets = state
-                .used
-                .iter()
-                .filter_map(|((vni, _), have)| Some((*vni, (*have)?.0)));
-            let lost = offsets.filter(|(vni, offset)| facts.owner(*vni, *offset) != Some(self.me));
-            lost.filter_map(|(vni, offset)| {
-                let ip = facts.network(vni)?.address_at(offset).first().copied()?;
-                Some((vni, ip))
-            })
-            .collect()
-        })
-    }
-}
-
-/// Whether other hosts may help by giving back what they don't use.
-fn may_be_given_back(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::Exhausted { .. } | Refusal::Taken { .. })
 }

@@ -38,7 +38,8 @@ impl Agent {
         let data_port = reserve(uplink.addr, options.data_port)?;
         let start = choose_start(&options)?;
         let (is_new, is_member) = (matches!(start, Start::New), matches!(start, Start::Resume));
-        let state_file = StateFile::in_dir(&options.instance.state_dir())?;
+        let state_dir = options.instance.state_dir();
+        let state_file = StateFile::in_dir(&state_dir)?;
         let mut state = state_file.load()?;
         overlay_host::bpffs::ensure_mounted(Instance::BPFFS.as_ref())?;
         let mut prepared = datapath::prepare(&options, &host, &uplink, inner_mtu).await?;
@@ -83,7 +84,7 @@ impl Agent {
                 options,
                 host,
                 uplink,
-                addresses: Addresses::new(cluster.clone()),
+                addresses: Addresses::load(cluster.clone(), &state_dir)?,
                 cluster: cluster.clone(),
                 state,
                 state_file,

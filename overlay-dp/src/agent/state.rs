@@ -1,13 +1,14 @@
-//! What a host's agent must know again after it died: its ports and its static entries. Kept as
-//! one JSON file that is replaced as a whole, so that it is valid whenever the agent is killed.
+//! What a host's agent must know again after it died: its ports and its static entries.
 
 use std::fs;
 use std::io::Write as _;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use overlay_core::model::Endpoint;
 use overlay_core::tables::StaticEntry;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{LocalContainer, Netns};
@@ -37,9 +38,13 @@ pub struct State {
     pub uplink: Option<String>,
 }
 
-/// The file.
-pub struct StateFile {
+/// The file with the [`State`].
+pub type StateFile = JsonFile<State>;
+
+/// A JSON file that is replaced as a whole, so that it is valid whenever the agent is killed.
+pub struct JsonFile<T> {
     path: PathBuf,
+    content: PhantomData<fn(&T) -> T>,
 }
 
 impl StateFile {
@@ -48,21 +53,32 @@ impl StateFile {
     /// # Errors
     /// When `dir` can't be made.
     pub fn in_dir(dir: &Path) -> Result<StateFile> {
+        JsonFile::new(dir, "agent.json")
+    }
+}
+
+impl<T: Default + DeserializeOwned + Serialize> JsonFile<T> {
+    /// The file `name` in `dir`, which is made if need be.
+    ///
+    /// # Errors
+    /// When `dir` can't be made.
+    pub fn new(dir: &Path, name: &str) -> Result<JsonFile<T>> {
         fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
-        Ok(StateFile {
-            path: dir.join("agent.json"),
+        Ok(JsonFile {
+            path: dir.join(name),
+            content: PhantomData,
         })
     }
 
-    /// The stored state; an empty one when there is none.
+    /// What is stored; the default when there is no file.
     ///
     /// # Errors
     /// When the file is there but can't be read or understood.
-    pub fn load(&self) -> Result<State> {
+    pub fn load(&self) -> Result<T> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(State::default());
+                return Ok(T::default());
             }
             Err(error) => {
                 return Err(error).with_context(|| format!("can't read {}", self.path.display()));
@@ -80,11 +96,11 @@ impl StateFile {
     ///
     /// # Errors
     /// When it can't be written; the old one is still there then.
-    pub fn save(&self, state: &State) -> Result<()> {
+    pub fn save(&self, content: &T) -> Result<()> {
         let dir = self.path.parent().context("a state file has a directory")?;
         let write = || -> Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(dir)?;
-            serde_json::to_writer_pretty(&mut file, state)?;
+            serde_json::to_writer_pretty(&mut file, content)?;
             file.flush()?;
             file.as_file().sync_all()?;
             file.persist(&self.path)?;

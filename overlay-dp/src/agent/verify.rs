@@ -91,13 +91,16 @@ impl Agent {
                 report.add("facts", &port.endpoint.name, fault.to_string());
             }
         }
-        for (vni, unused) in self.addresses.unused() {
-            let network = self.network_name(vni);
-            report.add(
-                "facts",
-                network,
-                format!("{unused} addresses are leased to this host and not used"),
-            );
+        for back in self.addresses.unused() {
+            let ranges = back.ranges.iter();
+            let unused: u64 = ranges.map(|r| u64::from(r.last - r.first) + 1).sum();
+            let macs = back.macs.len();
+            let problem = format!("leased to this host and not used: {unused} addresses, {macs} MACs");
+            report.add("facts", self.network_name(back.vni), problem);
+        }
+        for (vni, offset) in self.addresses.lost() {
+            let problem = format!("address {offset} is in use here, and leased to another host");
+            report.add("facts", self.network_name(vni), problem);
         }
     }
 
