@@ -158,9 +158,15 @@ impl Addresses {
 
     async fn find(&self, wish: &Wish) -> Result<Held> {
         let vni = wish.network.vni;
-        let offset = self
+        let asked = self
             .ask(vni, |holdings, facts, me| holdings.take(facts, me, vni, wish.ip))
-            .await?;
+            .await;
+        let offset = match asked {
+            Err(error) if wish.ip.is_none() && is_no_manager(&error) => {
+                self.spare(vni).ok_or(error)?
+            }
+            asked => asked?,
+        };
         let own = wish.mac.filter(|mac| wish.network.mac_at(offset) != Some(*mac));
         if let Some(mac) = own
             && let Err(error) = self
@@ -212,16 +218,17 @@ impl Addresses {
                         bail!(error);
                     }
                 }
-                Error::NoManager { .. } => {
-                    let mut state = self.state.lock();
-                    state.holdings.allow_spares(vni);
-                    let holdings = &mut state.holdings;
-                    let taken = self.cluster.facts(|facts| take(holdings, facts, self.me));
-                    return taken.map_err(|_| error.into());
-                }
                 error => bail!(error),
             }
         }
+    }
+
+    /// One of those that are kept in hand for when no manager answers.
+    fn spare(&self, vni: Vni) -> Option<u32> {
+        let mut state = self.state.lock();
+        let holdings = &mut state.holdings;
+        self.cluster
+            .facts(|facts| holdings.take_spare(facts, self.me, vni))
     }
 
     async fn no_longer_wanted(&self, vni: Vni) {
@@ -334,4 +341,8 @@ impl Addresses {
         }
         Ok(())
     }
+}
+
+fn is_no_manager(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::NoManager { .. }))
 }
