@@ -52,8 +52,11 @@ pub struct NetworkInfo {
     pub gateway: IpAddr,
     /// The second family of a dual-stack network.
     pub ipv6: Option<Subnet>,
-    /// Endpoints in the whole cluster, as far as this host knows.
-    pub endpoints: usize,
+    /// Hosts that have addresses of it.
+    pub hosts: usize,
+    /// Endpoints on all hosts. Where no container is attached to it, only `network inspect` knows:
+    /// the others don't tell this host of a network that it has no use for.
+    pub endpoints: Option<usize>,
     /// Whether this host has an endpoint in it.
     pub attached: bool,
 }

@@ -139,7 +139,8 @@ impl Ctx {
         let me = self.cluster.me().id;
         let mut list: Vec<ContainerInfo> = self
             .cluster
-            .endpoints(network.vni)
+            .look_up(network.vni)
+            .await
             .into_iter()
             .map(|(host, endpoint)| {
                 let is_it =
@@ -161,9 +162,11 @@ impl Ctx {
     fn network_info(&self, network: Network) -> NetworkInfo {
         let endpoints = self.cluster.endpoints(network.vni);
         let me = self.cluster.me().id;
+        let attached = endpoints.iter().any(|(host, _)| *host == me);
         NetworkInfo {
-            attached: endpoints.iter().any(|(host, _)| *host == me),
-            endpoints: endpoints.len(),
+            attached,
+            hosts: self.cluster.facts(|f| f.participants(network.vni).len()),
+            endpoints: attached.then_some(endpoints.len()),
             name: network.name,
             vni: network.vni,
             subnet: network.subnet,
@@ -232,8 +235,10 @@ async fn networks(State(ctx): State<Ctx>) -> Answer<Vec<NetworkInfo>> {
 async fn network(State(ctx): State<Ctx>, Path(name): Path<String>) -> Answer<NetworkDetail> {
     let network = ctx.network(&name).await?;
     let containers = ctx.containers_of(&network).await?;
+    let mut network = ctx.network_info(network);
+    network.endpoints = Some(containers.len());
     Ok(Json(NetworkDetail {
-        network: ctx.network_info(network),
+        network,
         containers,
     }))
 }
@@ -290,11 +295,11 @@ async fn network_remove(State(ctx): State<Ctx>, Path(name): Path<String>) -> Ans
 }
 
 async fn containers(State(ctx): State<Ctx>) -> Answer<Vec<ContainerInfo>> {
-    let mut list = Vec::new();
-    for network in ctx.cluster.networks() {
-        list.extend(ctx.containers_of(&network).await?);
-    }
-    Ok(Json(list))
+    // Networks without a container here are asked about, all at the same time.
+    let networks = ctx.cluster.networks();
+    let lists = networks.iter().map(|network| ctx.containers_of(network));
+    let lists = futures_util::future::try_join_all(lists).await?;
+    Ok(Json(lists.concat()))
 }
 
 async fn container_add(

@@ -39,14 +39,15 @@ pub fn families(n: &NetworkInfo) -> impl Iterator<Item = (IpNetwork, IpAddr)> {
 /// `network ls`
 pub fn networks(networks: &[NetworkInfo]) -> String {
     table(
-        ["NAME", "VNI", "SUBNET", "GATEWAY", "ENDPOINTS", "ATTACHED"],
+        ["NAME", "VNI", "SUBNET", "GATEWAY", "HOSTS", "ENDPOINTS", "ATTACHED"],
         networks.iter().map(|n| {
             [
                 n.name.clone(),
                 n.vni.to_string(),
                 list(&families(n).map(|(subnet, _)| subnet).collect::<Vec<_>>()),
                 list(&families(n).map(|(_, gateway)| gateway).collect::<Vec<_>>()),
-                n.endpoints.to_string(),
+                n.hosts.to_string(),
+                n.endpoints.map_or("-".into(), |n| n.to_string()),
                 if n.attached { "yes" } else { "no (known)" }.to_owned(),
             ]
         }),
