@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use overlay_core::model::{Endpoint, Host, HostId, Network};
+use overlay_core::facts::Version;
+use overlay_core::model::{Host, HostId};
+pub use overlay_gossip::Event;
 
 use crate::control;
 use crate::error::Error;
@@ -15,7 +17,7 @@ use crate::wire::HostInfo;
 /// What this host is and where it keeps its state.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Holds `state.json`; made if absent.
+    /// Holds `state.json`, and `raft` on managers; made if absent.
     pub state_dir: PathBuf,
     /// For people.
     pub host_name: String,
@@ -23,7 +25,7 @@ pub struct Config {
     pub vtep: IpAddr,
     /// UDP port of the tunnels, for others to know.
     pub data_port: u16,
-    /// UDP port for joining and agreed facts. Only the manager listens on it.
+    /// UDP port for joining and agreed facts. Only managers listen on it.
     pub control_port: u16,
     /// UDP port for gossip.
     pub gossip_port: u16,
@@ -67,13 +69,16 @@ pub enum Start {
     New,
     /// Becomes a member of an existing one.
     Join {
-        /// The manager's IP address, `ip:port` or host name.
+        /// A manager's IP address, `ip:port` or host name.
         addr: String,
-        /// From the manager.
+        /// From a manager: it also says whether this host becomes one.
         token: Token,
     },
     /// Goes on with the cluster in the state directory.
     Resume,
+    /// Makes a cluster again of what [`Cluster::backup`](crate::Cluster::backup) gave, with this
+    /// host as its only manager. The other hosts find it by themselves and go on as its workers.
+    Restore(Vec<u8>),
 }
 
 /// What [`stored`] found.
@@ -81,10 +86,10 @@ pub enum Start {
 pub struct StoredSummary {
     /// This host.
     pub id: HostId,
-    /// Whether it is the manager.
+    /// Whether it is a manager.
     pub manager: bool,
-    /// Where the manager was last.
-    pub manager_addr: Option<SocketAddr>,
+    /// Where the managers were last.
+    pub managers: Vec<SocketAddr>,
     /// How many hosts the cluster had.
     pub hosts: usize,
     ca: Fingerprint,
@@ -104,47 +109,29 @@ impl StoredSummary {
 pub fn stored(state_dir: &Path) -> Result<Option<StoredSummary>, Error> {
     let summary = |stored: Stored| StoredSummary {
         id: stored.id,
-        manager: stored.manager.is_some(),
-        manager_addr: stored
+        manager: state::has_raft(state_dir),
+        managers: stored
             .facts
-            .host(stored.facts.manager)
-            .map(|host| SocketAddr::new(host.vtep, host.control_port)),
-        hosts: stored.facts.hosts.len(),
+            .managers()
+            .map(|host| SocketAddr::new(host.vtep, host.control_port))
+            .collect(),
+        hosts: stored.facts.hosts().count(),
         ca: fingerprint(&stored.identity.ca),
     };
     Ok(state::load(state_dir)?.map(summary))
 }
 
-/// What the agent must act on. At the start there is a [`Event::NetworkAdded`] for every network
-/// that is known already; a host's [`Event::MemberUp`] comes before its first endpoint, and an
-/// endpoint's events lie between those of its network.
+/// What this host knows of those who agree on the facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A host is there, or its addresses have changed.
-    MemberUp(Host),
-    /// A host does not answer. Its endpoints stay for [`Config::retention`].
-    MemberDown(HostId),
-    /// A host has left for good; its endpoints went before.
-    MemberLeft(HostId),
-    /// A network was created.
-    NetworkAdded(Network),
-    /// A network was removed.
-    NetworkRemoved(Network),
-    /// Another host has an endpoint.
-    EndpointUp {
-        /// The owner.
-        host: HostId,
-        /// The endpoint.
-        endpoint: Endpoint,
-    },
-    /// Another host no longer has an endpoint. One that changed goes down as it was, then comes up
-    /// as it is.
-    EndpointDown {
-        /// The owner.
-        host: HostId,
-        /// The endpoint.
-        endpoint: Endpoint,
-    },
+pub struct ControlStatus {
+    /// The manager that leads, as far as this host knows.
+    pub leader: Option<HostId>,
+    /// All managers.
+    pub managers: Vec<HostId>,
+    /// Whether they can agree at present: a manager knows, another host counts those alive.
+    pub quorum: bool,
+    /// Of the facts here.
+    pub version: Version,
 }
 
 /// How a member is.

@@ -7,7 +7,7 @@ mod server;
 
 pub use client::{ask, exchange, voters};
 pub use join::{Joined, join};
-pub use server::{accepted, announced};
+pub use server::{accepted, answer, certify_self};
 
 /// The port that a manager's address without one means.
 pub const DEFAULT_PORT: u16 = 2377;

@@ -1,152 +1,318 @@
-//! The connections between hosts: each host calls every other one, and on each connection follows
-//! the other's log. SWIM's packets travel beside as datagrams.
-//!
-//! A host that follows opens a stream and says how far it has come; the owner answers with what
-//! is missing, then with every change as it happens, and every few seconds with a digest. One
-//! ordered stream of one authenticated host: nobody else's word on its facts is ever taken.
+//! The gossip port: one connection between each two hosts, on which each follows the other's logs
+//! and facts, with SWIM's packets beside as datagrams. What is said is overlay-gossip's business;
+//! here it travels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use overlay_core::model::{Host, HostId};
-use quinn::{Connection, RecvStream, SendStream};
-use rand::RngExt;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use overlay_core::facts::{Facts, FactsNews};
+use overlay_core::model::{Endpoint, Host, HostId, Vni};
+use overlay_gossip::swim::{Id, Liveness, Output};
+use overlay_gossip::{Book, Swim};
+use parking_lot::Mutex;
+use quinn::Connection;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, sleep_until};
 
-use crate::log::{Gap, MAX_ENDPOINTS, News};
+use crate::api::{Event, Member, MemberState};
 use crate::node::{Node, count};
-use crate::pki::host_name;
-use crate::transport::{
-    Goodbye, MAX_MESSAGE, PATIENCE, StreamError, peer, receive, receive_within, send,
-};
-use crate::wire::{Frame, Subscribe};
+use crate::transport::Goodbye;
 
-/// Endpoints in one part of a snapshot, which stays far below the largest message.
-const PART: usize = 2048;
-const MIN_BACKOFF: Duration = Duration::from_millis(200);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
+mod dial;
+mod stream;
 
-fn jittered(seconds: f64) -> Duration {
-    Duration::from_secs_f64(seconds * rand::rng().random_range(0.75..1.25))
+pub use dial::{accepted, dial_all};
+
+/// More connections with one host than this: the oldest goes.
+const MAX_LINKS: usize = 4;
+/// A restarted host has so long to publish what it had.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// What is known by gossip. Locks are held for computing only, and `swim` before `book`.
+pub struct Gossip {
+    swim: Mutex<Swim>,
+    book: Mutex<Book>,
+    /// The live connections with each host, the newest last.
+    links: Mutex<BTreeMap<HostId, Vec<Connection>>>,
+    /// The book has something new, which streams may have to tell or ask for.
+    news: watch::Sender<()>,
+    /// Another host has told something.
+    heard: watch::Sender<()>,
+    /// There is somebody to call.
+    dial: Notify,
+    /// The next membership timer may be another one.
+    timer: Notify,
 }
 
-/// Serves a connection that somebody else made.
-pub fn accepted(node: &Arc<Node>, connection: Connection) {
-    let host = peer(&connection).filter(|host| node.book(|book| book.is_peer(*host)));
-    let Some(host) = host else {
-        count(&node.counted.strangers_refused);
-        Goodbye::NotAMember.say(&connection);
-        return;
-    };
-    node.spawn(run(node.clone(), connection, host));
-}
-
-/// When a host is called next, and how long the pause after that is.
-struct Attempt {
-    at: Instant,
-    pause: Duration,
-}
-
-/// Keeps a connection with every other host.
-pub async fn dial_all(node: Arc<Node>) {
-    let mut calls: JoinSet<(HostId, bool)> = JoinSet::new();
-    let mut attempts: BTreeMap<HostId, Attempt> = BTreeMap::new();
-    let mut under_way: Vec<HostId> = Vec::new();
-    loop {
-        let peers: Vec<Host> = node.book(|book| {
-            let hosts = book.peers().filter(|host| !book.has_left(host.id));
-            hosts.cloned().collect()
-        });
+impl Gossip {
+    pub fn new(me: HostId, facts: Facts, incarnation: u64, retention: Duration) -> Gossip {
+        let rng = StdRng::from_rng(&mut rand::rng());
         let now = Instant::now();
-        attempts.retain(|id, _| peers.iter().any(|host| host.id == *id));
-        for host in peers {
-            if under_way.contains(&host.id) || node.link(host.id).is_some() {
-                continue;
-            }
-            // Both sides see each other at the same moment: one of them waits for the other.
-            let head_start = if node.me > host.id {
-                MIN_BACKOFF
-            } else {
-                Duration::ZERO
-            };
-            let attempt = attempts.entry(host.id).or_insert_with(|| Attempt {
-                at: now + head_start,
-                pause: MIN_BACKOFF,
-            });
-            if attempt.at <= now {
-                under_way.push(host.id);
-                let node = node.clone();
-                calls.spawn(async move { (host.id, call(node, host).await) });
+        let book = Book::new(me, Arc::new(facts), incarnation, retention, now);
+        Gossip {
+            swim: Mutex::new(Swim::new(Id::new(me, incarnation), rng)),
+            book: Mutex::new(book),
+            links: Mutex::default(),
+            news: watch::Sender::new(()),
+            heard: watch::Sender::new(()),
+            dial: Notify::new(),
+            timer: Notify::new(),
+        }
+    }
+
+    pub fn facts<R>(&self, look: impl FnOnce(&Facts) -> R) -> R {
+        let facts = self.book.lock().facts().clone();
+        look(&facts)
+    }
+
+    /// Forgets all connections.
+    pub fn clear(&self) {
+        self.links.lock().clear();
+    }
+
+    pub fn refused(&self) -> u64 {
+        self.book.lock().refused()
+    }
+
+    /// The newest live connection with a host.
+    pub fn link(&self, host: HostId) -> Option<Connection> {
+        let links = self.links.lock();
+        let mut links = links.get(&host)?.iter();
+        links
+            .rfind(|link| link.close_reason().is_none())
+            .cloned()
+    }
+
+    fn add_link(&self, host: HostId, connection: &Connection) {
+        let mut links = self.links.lock();
+        let links = links.entry(host).or_default();
+        links.push(connection.clone());
+        if links.len() > MAX_LINKS {
+            Goodbye::Done.say(&links.remove(0));
+        }
+    }
+
+    fn remove_link(&self, host: HostId, connection: &Connection) {
+        let mut links = self.links.lock();
+        if let Some(own) = links.get_mut(&host) {
+            own.retain(|link| link.stable_id() != connection.stable_id());
+            if own.is_empty() {
+                links.remove(&host);
             }
         }
-        tokio::select! {
-            Some(done) = calls.join_next() => {
-                let Ok((host, good)) = done else { continue };
-                under_way.retain(|id| *id != host);
-                let attempt = attempts.remove(&host);
-                if !good {
-                    let pause = attempt.map_or(MIN_BACKOFF, |attempt| attempt.pause);
-                    let at = Instant::now() + pause.mul_f64(rand::rng().random_range(0.75..1.25));
-                    attempts.insert(host, Attempt { at, pause: (pause * 2).min(MAX_BACKOFF) });
+        drop(links);
+        self.dial.notify_one();
+    }
+
+    /// What SWIM thinks of the other hosts, of those that it has met.
+    fn states(&self) -> BTreeMap<HostId, MemberState> {
+        let swim = self.swim.lock();
+        let states = swim.states().map(|(host, state)| match state {
+            Liveness::Alive => (host, MemberState::Alive),
+            Liveness::Suspect => (host, MemberState::Suspect),
+            Liveness::Down => (host, MemberState::Down),
+        });
+        states.collect()
+    }
+
+    /// The other hosts that are thought to be alive.
+    pub fn live(&self) -> BTreeSet<HostId> {
+        let states = self.states();
+        let alive = states
+            .iter()
+            .filter(|(_, state)| **state != MemberState::Down);
+        let mut live: BTreeSet<HostId> = alive.map(|(host, _)| *host).collect();
+        // One that SWIM has not met yet may be connected already.
+        let links = self.links.lock();
+        let open = |links: &Vec<Connection>| links.iter().any(|link| link.close_reason().is_none());
+        let met = |host: &HostId| states.contains_key(host);
+        let fresh = links
+            .iter()
+            .filter(|(host, links)| !met(host) && open(links));
+        live.extend(fresh.map(|(host, _)| *host));
+        live
+    }
+
+    pub fn members(&self, me: HostId) -> Vec<Member> {
+        let hosts: Vec<Host> = self.facts(|facts| facts.hosts().cloned().collect());
+        let states = self.states();
+        let member = |host: Host| {
+            let known = match host.id == me {
+                true => Some(MemberState::Alive),
+                false => states.get(&host.id).copied(),
+            };
+            let rtt = self.link(host.id).map(|link| link.rtt());
+            Member {
+                me: host.id == me,
+                host,
+                state: known.unwrap_or(MemberState::Down),
+                rtt,
+            }
+        };
+        hosts.into_iter().map(member).collect()
+    }
+}
+
+impl Node {
+    /// Reads or changes the book; the events that come of it go out in order.
+    pub fn book<R>(&self, change: impl FnOnce(&mut Book) -> R) -> R {
+        let mut book = self.gossip.book.lock();
+        let result = change(&mut book);
+        while let Some(event) = book.poll_event() {
+            match event {
+                Event::Expelled => self.expel(),
+                event => self.tell(event),
+            }
+        }
+        result
+    }
+
+    /// Lets SWIM do something, and does what it wants.
+    fn swim<R>(&self, act: impl FnOnce(&mut Swim, Instant) -> R) -> R {
+        let now = Instant::now();
+        let mut outputs = Vec::new();
+        let result = {
+            let mut swim = self.gossip.swim.lock();
+            let result = act(&mut swim, now);
+            outputs.extend(std::iter::from_fn(|| swim.poll()));
+            result
+        };
+        for output in outputs {
+            match output {
+                Output::Up(host) => self.book(|book| book.up(host)),
+                Output::Down(host) => self.book(|book| book.down(host, now)),
+                Output::Send(host, packet) => {
+                    if let Some(connection) = self.gossip.link(host) {
+                        // Lost packets are what SWIM is made for.
+                        let _ = connection.send_datagram(packet);
+                    }
                 }
             }
-            () = node.dial.notified() => {}
-            () = sleep(MIN_BACKOFF) => {}
+        }
+        self.gossip.timer.notify_one();
+        result
+    }
+
+    /// Changes this host's own part of the book, which others wait for.
+    pub fn publish<R>(&self, change: impl FnOnce(&mut Book) -> R) -> R {
+        let result = self.book(change);
+        self.gossip.news.send_replace(());
+        result
+    }
+
+    /// Looks at a network until the answer is dropped.
+    pub fn look(self: &Arc<Self>, vni: Vni) -> Look {
+        self.publish(|book| book.look(vni));
+        Look {
+            node: self.clone(),
+            vni,
         }
     }
 }
 
-/// True when the connection stood for a while.
-async fn call(node: Arc<Node>, host: Host) -> bool {
-    let addr = (host.vtep, host.gossip_port).into();
-    let client = node.gossip_client.clone();
-    let Some(socket) = node.socket() else {
-        return false;
-    };
-    let connecting = match socket.connect_with(client, addr, &host_name(host.id)) {
-        Ok(connecting) => connecting,
-        Err(error) => {
-            tracing::debug!(host = host.name, %error, "can't call");
-            return false;
+/// Somebody looks at a network that is perhaps not attached here.
+pub struct Look {
+    node: Arc<Node>,
+    vni: Vni,
+}
+
+impl Look {
+    /// The endpoints, once all have said which they have, or when `deadline` has come.
+    pub async fn all(&self, deadline: Instant) -> Vec<(HostId, Endpoint)> {
+        let node = &self.node;
+        // Those that are down or not reachable now can't say anything.
+        let waiting = || {
+            let unheard = node.book(|book| book.unheard(self.vni));
+            unheard.iter().any(|host| node.gossip.link(*host).is_some())
+        };
+        let mut heard = node.gossip.heard.subscribe();
+        while waiting() && Instant::now() < deadline {
+            tokio::select! {
+                _ = heard.changed() => {}
+                () = sleep_until(deadline.into()) => {}
+            }
         }
-    };
-    match timeout(PATIENCE, connecting).await {
-        Ok(Ok(connection)) => {
-            let start = Instant::now();
-            run(node, connection, host.id).await;
-            start.elapsed() > MAX_BACKOFF
-        }
-        Ok(Err(error)) => {
-            tracing::debug!(host = host.name, %error, "can't call");
-            false
-        }
-        Err(_) => false,
+        node.book(|book| book.endpoints(self.vni))
     }
 }
 
-/// Everything that happens on one connection, until it ends.
-async fn run(node: Arc<Node>, connection: Connection, host: HostId) {
-    node.add_link(host, &connection);
-    let ended = tokio::select! {
-        ended = connection.closed() => ended,
-        ended = datagrams(&node, &connection, host) => ended,
-        ended = streams(&node, &connection, host) => ended,
-        ended = follow_again(&node, &connection, host) => ended,
-    };
-    let closed = |code: &quinn::ApplicationClose| code.error_code == Goodbye::NotAMember.code();
-    match &ended {
-        quinn::ConnectionError::ApplicationClosed(close)
-            if closed(close) && node.book(|book| book.facts().manager) == host =>
-        {
-            tracing::warn!(
-                "the manager says that this host is no member any more: leave, and join again"
-            );
-        }
-        _ => tracing::debug!(%host, reason = %ended, "connection ended"),
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.node.publish(|book| book.look_away(self.vni));
     }
-    node.remove_link(host, &connection);
+}
+
+/// Takes news of the facts, from a manager or from this host's own Raft.
+pub fn take_news(node: &Arc<Node>, news: FactsNews) {
+    match node.book(|book| book.take_facts(news, Instant::now())) {
+        Ok(true) => facts_changed(node),
+        Ok(false) => {}
+        // A manager's stream brings what is missing.
+        Err(gap) => tracing::debug!(%gap, "facts"),
+    }
+}
+
+/// Does what follows from other facts. Hosts that are no members any more are cut off at once.
+fn facts_changed(node: &Node) {
+    let known: BTreeSet<HostId> = {
+        let swim = node.gossip.swim.lock();
+        let met = swim.states().map(|(host, _)| host);
+        met.chain(node.gossip.links.lock().keys().copied())
+            .collect()
+    };
+    let gone = node.book(|book| {
+        let gone = known.into_iter().filter(|host| !book.is_peer(*host));
+        gone.collect::<Vec<_>>()
+    });
+    for host in gone {
+        node.swim(|swim, now| swim.remove(host, now));
+        let links = node.gossip.links.lock().remove(&host);
+        for link in links.unwrap_or_default() {
+            Goodbye::NotAMember.say(&link);
+        }
+    }
+    node.gossip.news.send_replace(());
+    node.gossip.dial.notify_one();
+    node.changed.send_replace(());
+}
+
+/// Drives SWIM's timers.
+pub async fn run_timers(node: Arc<Node>) {
+    loop {
+        let deadline = node.gossip.swim.lock().deadline();
+        let idle = Instant::now() + Duration::from_secs(60);
+        tokio::select! {
+            () = sleep_until(deadline.unwrap_or(idle).into()) => {
+                node.swim(|swim, now| swim.tick(now));
+            }
+            () = node.gossip.timer.notified() => {}
+        }
+    }
+}
+
+/// What is due by the clock.
+pub async fn run_clock(node: Arc<Node>) {
+    let started = Instant::now();
+    loop {
+        sleep(Duration::from_millis(250)).await;
+        if started.elapsed() >= SETTLE && node.book(|book| book.own.settle()) {
+            node.gossip.news.send_replace(());
+        }
+        // A host that was up by its connection alone, before SWIM ever knew it alive, is found
+        // down here.
+        let (now, live) = (Instant::now(), node.gossip.live());
+        node.book(|book| {
+            let up = book.peers().map(|host| host.id);
+            let up: Vec<HostId> = up.filter(|id| book.is_up(*id)).collect();
+            for host in up.into_iter().filter(|host| !live.contains(host)) {
+                book.down(host, now);
+            }
+            book.expire(now);
+        });
+    }
 }
 
 async fn datagrams(node: &Node, connection: &Connection, host: HostId) -> quinn::ConnectionError {
@@ -156,199 +322,12 @@ async fn datagrams(node: &Node, connection: &Connection, host: HostId) -> quinn:
             Err(ended) => return ended,
         };
         let taken = node.swim(|swim, now| {
-            let book = node.book.lock();
+            let book = node.gossip.book.lock();
             let known = |id| id == node.me || book.is_peer(id);
             swim.receive(host, &packet, known, now)
         });
         if taken.is_err() {
             count(&node.counted.packets_refused);
-        }
-    }
-}
-
-async fn streams(
-    node: &Arc<Node>,
-    connection: &Connection,
-    host: HostId,
-) -> quinn::ConnectionError {
-    let mut followers = JoinSet::new();
-    loop {
-        tokio::select! {
-            stream = connection.accept_bi() => match stream {
-                Ok((send, recv)) => {
-                    followers.spawn(lead(node.clone(), host, send, recv));
-                }
-                Err(ended) => return ended,
-            },
-            Some(ended) = followers.join_next() => {
-                if let Ok(Err(error)) = ended {
-                    note(node, host, &error);
-                }
-            }
-        }
-    }
-}
-
-async fn follow_again(
-    node: &Arc<Node>,
-    connection: &Connection,
-    host: HostId,
-) -> quinn::ConnectionError {
-    loop {
-        match follow(node, connection, host).await {
-            Ok(never) => match never {},
-            Err(StreamError::Connection(ended)) => return ended,
-            Err(error) => note(node, host, &error),
-        }
-        sleep(jittered(0.5)).await;
-    }
-}
-
-fn note(node: &Node, host: HostId, error: &StreamError) {
-    if let StreamError::Malformed(_) | StreamError::Protocol(_) | StreamError::Size(_) = error {
-        count(&node.counted.messages_refused);
-    }
-    tracing::debug!(%host, %error, "gossip");
-}
-
-/// Tells a follower all of this host's facts.
-async fn lead(
-    node: Arc<Node>,
-    host: HostId,
-    mut out: SendStream,
-    mut inward: RecvStream,
-) -> Result<(), StreamError> {
-    let subscribe: Subscribe = receive_within(&mut inward, MAX_MESSAGE, PATIENCE).await?;
-    if subscribe.swim.host() != host {
-        return Err(StreamError::Protocol("somebody else's identity"));
-    }
-    node.swim(|swim, now| swim.connected(subscribe.swim, now));
-    let me = node.swim.lock().me();
-    send(&mut out, &Frame::Hello(me)).await?;
-
-    let Subscribe {
-        mut have,
-        facts: mut version,
-        ..
-    } = subscribe;
-    let mut changed = node.changed.subscribe();
-    loop {
-        changed.borrow_and_update();
-        let (facts, news, at) = node.book(|book| {
-            let newer = node.manager && book.facts().version > version;
-            let facts = newer.then(|| book.facts().clone());
-            (facts, book.own.since(have), book.own.position())
-        });
-        if let Some(facts) = facts {
-            version = facts.version;
-            send(&mut out, &Frame::Facts(facts)).await?;
-        }
-        match news {
-            News::Nothing => {}
-            News::Changes { first, changes } => {
-                let incarnation = at.incarnation;
-                send(
-                    &mut out,
-                    &Frame::Changes {
-                        incarnation,
-                        first,
-                        changes,
-                    },
-                )
-                .await?;
-            }
-            News::Snapshot {
-                settled,
-                mut endpoints,
-            } => loop {
-                let rest = endpoints.split_off(endpoints.len().min(PART));
-                let last = rest.is_empty();
-                send(
-                    &mut out,
-                    &Frame::Snapshot {
-                        at,
-                        settled,
-                        endpoints,
-                        last,
-                    },
-                )
-                .await?;
-                if last {
-                    break;
-                }
-                endpoints = rest;
-            },
-        }
-        have = at;
-        tokio::select! {
-            _ = changed.changed() => {}
-            () = sleep(jittered(4.0)) => send(&mut out, &Frame::Digest(have)).await?,
-        }
-    }
-}
-
-/// Takes another host's facts; returns when something is wrong, to be called again.
-async fn follow(
-    node: &Arc<Node>,
-    connection: &Connection,
-    host: HostId,
-) -> Result<std::convert::Infallible, StreamError> {
-    let (mut out, mut inward) = connection.open_bi().await?;
-    let swim = node.swim.lock().me();
-    let (have, facts) = node.book(|book| (book.have(host), book.facts().version));
-    send(&mut out, &Subscribe { swim, have, facts }).await?;
-    let _ = out.finish();
-
-    let Frame::Hello(id) = receive_within(&mut inward, MAX_MESSAGE, PATIENCE).await? else {
-        return Err(StreamError::Protocol("no greeting"));
-    };
-    if id.host() != host {
-        return Err(StreamError::Protocol("somebody else's identity"));
-    }
-    node.swim(|swim, now| swim.connected(id, now));
-    node.book(|book| book.up(host));
-
-    let mut parts = Vec::new();
-    loop {
-        // The connection itself notices when nothing comes any more.
-        let frame: Frame = receive(&mut inward, MAX_MESSAGE).await?;
-        node.room().await;
-        let now = Instant::now();
-        match frame {
-            Frame::Hello(_) => return Err(StreamError::Protocol("a second greeting")),
-            Frame::Snapshot {
-                at,
-                settled,
-                mut endpoints,
-                last,
-            } => {
-                parts.append(&mut endpoints);
-                if parts.len() > MAX_ENDPOINTS {
-                    return Err(StreamError::Protocol("too many endpoints"));
-                }
-                if last {
-                    let endpoints = std::mem::take(&mut parts);
-                    node.book(|book| book.snapshot(host, at, settled, endpoints, now));
-                }
-            }
-            Frame::Changes {
-                incarnation,
-                first,
-                changes,
-            } => node
-                .book(|book| book.changes(host, incarnation, first, changes, now))
-                .map_err(|Gap| StreamError::Behind)?,
-            Frame::Digest(at) => {
-                if at > node.book(|book| book.have(host)) {
-                    return Err(StreamError::Behind);
-                }
-            }
-            Frame::Facts(facts) => {
-                if node.book(|book| book.facts().manager) != host {
-                    return Err(StreamError::Protocol("facts that are not its own"));
-                }
-                node.take_facts(facts);
-            }
         }
     }
 }

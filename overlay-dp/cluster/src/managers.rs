@@ -2,6 +2,7 @@
 //! changes of role, which the facts order and each host carries out for itself.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::time::sleep;
 
 use crate::control;
 use crate::error::Error;
+use crate::gossip;
 use crate::node::Node;
 use crate::pki;
 use crate::state;
@@ -64,7 +66,7 @@ async fn step(node: &Arc<Node>) -> Result<bool, Error> {
         Some(raft) => {
             // A restore made everything void that this store has and will ever have.
             let own = raft.read(|state| state.facts().version().epoch);
-            let void = own != 0 && own < epoch;
+            let void = own.is_some_and(|own| own < epoch);
             if void || role != Some(true) && is_out(node, &raft).await {
                 dismiss(node).await?;
             } else if role != Some(true) {
@@ -102,7 +104,7 @@ async fn promote(node: &Arc<Node>) -> Result<(), Error> {
     let control = transport::bind(node.control_addr(), "--control-port")?;
     let wire = Wire::new();
     wire.serve(node);
-    let raft = match open(node, wire).await {
+    let raft = match open(&node.dir, node.me, wire).await {
         Ok(raft) => raft,
         Err(error) => {
             transport::close(control).await;
@@ -115,9 +117,10 @@ async fn promote(node: &Arc<Node>) -> Result<(), Error> {
     Ok(())
 }
 
-async fn open(node: &Node, wire: Arc<Wire>) -> Result<Raft, Error> {
-    let dir = state::raft_dir(&node.dir);
-    overlay_raft::Raft::open(&dir, node.me, wire)
+/// Opens Raft's store below a state directory; a new one if there is none.
+pub async fn open(state_dir: &Path, me: HostId, wire: Arc<Wire>) -> Result<Raft, Error> {
+    let dir = state::raft_dir(state_dir);
+    Raft::open(&dir, me, wire, overlay_raft::Timings::default())
         .await
         .map_err(|error| Error::Raft {
             path: dir,
@@ -145,6 +148,7 @@ pub async fn renew(node: &Arc<Node>) -> Result<(), Error> {
             me.is_some_and(|me| me.manager)
         });
         known
+            .unwrap_or(false)
             .then(|| control::certify_self(&raft, &csr, node.me))
             .flatten()
     });
@@ -166,11 +170,10 @@ pub async fn follow(node: Arc<Node>, raft: Raft) {
     let mut applied = raft.applied();
     loop {
         applied.borrow_and_update();
-        if !node.has_raft(&raft) {
-            return;
-        }
         let have = node.version();
-        node.take_news(raft.read(|state| state.since(have)));
+        if let Some(news) = raft.read(|state| state.since(have)) {
+            gossip::take_news(&node, news);
+        }
         if applied.changed().await.is_err() {
             return;
         }

@@ -26,12 +26,12 @@ pub struct Token {
 }
 
 impl Token {
-    /// The token of the cluster with this CA certificate.
-    pub(crate) fn new(ca_cert: &[u8], secret: Secret) -> Token {
-        Token {
+    /// A token of the cluster with this CA certificate; `None` when the secret is none.
+    pub(crate) fn of(ca_cert: &[u8], secret: &[u8]) -> Option<Token> {
+        Some(Token {
             ca: fingerprint(ca_cert),
-            secret,
-        }
+            secret: secret.try_into().ok()?,
+        })
     }
 }
 
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     fn token() -> Token {
-        Token::new(b"a certificate", [7; 16])
+        Token::of(b"a certificate", &[7; 16]).unwrap()
     }
 
     #[test]

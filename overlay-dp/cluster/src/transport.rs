@@ -4,6 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Buf, Bytes, BytesMut};
 use overlay_core::model::HostId;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
@@ -119,7 +120,7 @@ fn control_transport() -> TransportConfig {
 }
 
 fn gossip_transport() -> TransportConfig {
-    let mut transport = transport(2);
+    let mut transport = transport(3);
     transport.keep_alive_interval(Some(KEEP_ALIVE));
     transport.datagram_receive_buffer_size(Some(128 << 10));
     transport.datagram_send_buffer_size(128 << 10);
@@ -181,6 +182,13 @@ pub fn peer(connection: &Connection) -> Option<HostId> {
     host_of(chain.first()?)
 }
 
+/// Whether the other side's certificate is a manager's.
+pub fn is_manager(connection: &Connection) -> bool {
+    let identity = connection.peer_identity();
+    let chain = identity.and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.is_some_and(|chain| chain.first().is_some_and(crate::pki::is_manager))
+}
+
 /// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -196,8 +204,12 @@ pub enum StreamError {
     Malformed(#[from] postcard::Error),
     #[error("a message against the protocol: {0}")]
     Protocol(&'static str),
-    #[error("changes are missing")]
-    Behind,
+    #[error(transparent)]
+    Gossip(#[from] overlay_gossip::Fault),
+    #[error(transparent)]
+    Stream(#[from] quinn::ReadError),
+    #[error("the stream has ended")]
+    Ended,
     #[error("no answer within {} s", .0.as_secs())]
     Timeout(Duration),
 }
@@ -243,4 +255,50 @@ pub async fn receive_within<T: DeserializeOwned>(
 ) -> Result<T, StreamError> {
     let received = timeout(patience, receive(stream, limit)).await;
     received.map_err(|_| StreamError::Timeout(patience))?
+}
+
+/// Sends what overlay-gossip made, behind a 32-bit length.
+pub async fn send_frame(stream: &mut SendStream, frame: &[u8]) -> Result<(), StreamError> {
+    let length = u32::try_from(frame.len()).map_err(|_| StreamError::Size(frame.len()))?;
+    let length = Bytes::copy_from_slice(&length.to_be_bytes());
+    let mut chunks = [length, Bytes::copy_from_slice(frame)];
+    stream.write_all_chunks(&mut chunks).await?;
+    Ok(())
+}
+
+/// Cuts a stream into frames.
+pub struct Frames {
+    stream: RecvStream,
+    limit: usize,
+    received: BytesMut,
+}
+
+impl Frames {
+    /// Frames larger than `limit` are refused before they are received.
+    pub fn new(stream: RecvStream, limit: usize) -> Frames {
+        Frames {
+            stream,
+            limit,
+            received: BytesMut::new(),
+        }
+    }
+
+    /// The next one. Nothing is lost when this is dropped before it is ready.
+    pub async fn next(&mut self) -> Result<BytesMut, StreamError> {
+        loop {
+            if let Some(header) = self.received.first_chunk::<4>() {
+                let length = u32::from_be_bytes(*header) as usize;
+                if length > self.limit {
+                    return Err(StreamError::Size(length));
+                }
+                if self.received.len() >= 4 + length {
+                    self.received.advance(4);
+                    return Ok(self.received.split_to(length));
+                }
+            }
+            let chunk = self.stream.read_chunk(self.limit, true).await?;
+            let chunk = chunk.ok_or(StreamError::Ended)?;
+            self.received.extend_from_slice(&chunk.bytes);
+        }
+    }
 }

@@ -119,10 +119,14 @@ pub enum Answer {
     Raft(Vec<u8>),
     /// Ask that one, if it is known.
     NotLeader(Option<Leader>),
-    /// The managers can't agree at present.
+    /// The managers can't agree at present. Nothing has happened.
     NoQuorum,
-    /// The sender is not in the facts, as all managers agree.
-    NotAMember,
+    /// As [`Answer::NoQuorum`], but it may still happen.
+    Unknown,
+    /// Something is wrong with this manager: another one may lead soon.
+    Broken(String),
+    /// The sender is not in the facts of this version, as the managers agree.
+    NotAMember(Version),
     Refused(Refusal),
     /// Why not, in one line.
     Denied(String),

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::server;
 use crate::error::Error;
+use crate::gossip;
 use crate::node::Node;
 use crate::pki::host_name;
 use crate::transport::{Goodbye, MAX_FROM_MANAGER, MAX_MESSAGE, StreamError, receive, send};
@@ -77,11 +78,13 @@ pub async fn exchange(node: &Arc<Node>, request: Request) -> Result<Answer, Erro
                     hint = leader.filter(|leader| leader.id != id);
                     problems.add(id, addr, "has no leader");
                 }
-                Ok(Answer::NoQuorum) => {
+                Ok(Answer::NoQuorum) => problems.add(id, addr, "has no majority"),
+                Ok(Answer::Unknown) => {
                     unsure = true;
                     problems.add(id, addr, "has no majority");
                 }
-                Ok(Answer::NotAMember) => {
+                Ok(Answer::Broken(problem)) => problems.add(id, addr, &problem),
+                Ok(Answer::NotAMember(_)) => {
                     node.expel();
                     return Err(Error::Expelled);
                 }
@@ -93,7 +96,7 @@ pub async fn exchange(node: &Arc<Node>, request: Request) -> Result<Answer, Erro
                 Ok(answer) => {
                     node.set_good_manager(id);
                     if let Answer::Done { news, .. } = &answer {
-                        node.take_news(news.clone());
+                        gossip::take_news(node, news.clone());
                     }
                     return Ok(answer);
                 }
@@ -143,7 +146,7 @@ fn next(
 /// This host itself if it is one, then the one that answered last, then those that are alive.
 fn order(node: &Node) -> Vec<Host> {
     let mut managers: Vec<Host> = node.facts(|facts| facts.managers().cloned().collect());
-    let (good, live, own) = (node.good_manager(), node.live(), node.raft().is_some());
+    let (good, live, own) = (node.good_manager(), node.gossip.live(), node.raft().is_some());
     managers.retain(|host| own || host.id != node.me);
     managers.sort_by_key(|host| {
         let (mine, alive) = (host.id == node.me, live.contains(&host.id));

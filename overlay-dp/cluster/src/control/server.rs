@@ -114,7 +114,7 @@ async fn serve(
 enum No {
     Raft(ProposeError),
     Denied(String),
-    NotAMember,
+    NotAMember(Version),
 }
 
 impl From<ProposeError> for No {
@@ -129,7 +129,10 @@ fn denied(text: impl Into<String>) -> No {
 
 /// Answers a request; `from` is whose certificate the asking side has.
 pub async fn answer(node: &Arc<Node>, from: Option<HostId>, ask: Ask) -> Answer {
-    let Some(raft) = node.raft() else {
+    // A new manager knows nothing until the others have told it.
+    let is_raft = matches!(ask.request, Request::Raft(_));
+    let ready = |raft: &Raft| is_raft || raft.read(|_| ()).is_some();
+    let Some(raft) = node.raft().filter(ready) else {
         return Answer::NotLeader(None);
     };
     let have = ask.have;
@@ -152,8 +155,13 @@ pub async fn answer(node: &Arc<Node>, from: Option<HostId>, ask: Ask) -> Answer 
                 Answer::NotLeader(leader.and_then(|id| locate(&raft, id)))
             }
             No::Raft(ProposeError::NoQuorum) => Answer::NoQuorum,
+            No::Raft(ProposeError::Unknown) => Answer::Unknown,
+            No::Raft(ProposeError::TooLarge(size)) => {
+                Answer::Denied(ProposeError::TooLarge(size).to_string())
+            }
+            No::Raft(error) => Answer::Broken(error.to_string()),
             No::Denied(text) => Answer::Denied(text),
-            No::NotAMember => Answer::NotAMember,
+            No::NotAMember(version) => Answer::NotAMember(version),
         }
     })
 }
@@ -164,6 +172,17 @@ fn locate(raft: &Raft, id: HostId) -> Option<Leader> {
         let addr = SocketAddr::new(host.vtep, host.control_port);
         Some(Leader { id, addr })
     })
+    .flatten()
+}
+
+/// Reads what this manager knows; it knows something.
+fn read<R>(raft: &Raft, look: impl FnOnce(&facts::StateMachine) -> R) -> Result<R, No> {
+    let nothing = No::Raft(ProposeError::NotLeader(None));
+    raft.read(look).ok_or(nothing)
+}
+
+fn is_manager(raft: &Raft, host: HostId) -> Result<bool, No> {
+    read(raft, |state| state.facts().host(host).is_some_and(|host| host.manager))
 }
 
 /// A message of Raft's. One that is no manager any more may have to say how it became one no more.
@@ -188,21 +207,21 @@ async fn member(
     request: Request,
     have: Version,
 ) -> Result<Answer, No> {
-    let is_member = || raft.read(|state| state.facts().host(from).is_some());
-    if !is_member() {
+    let is_member = || read(raft, |state| state.facts().host(from).is_some());
+    if !is_member()? {
         if let Request::Leave = request {
-            return Ok(done(raft, facts::Reply::Done, Version::default()));
+            return done(raft, facts::Reply::Done, Version::default());
         }
         // It may have joined at another manager just now.
         raft.ensure_linear().await?;
-        if !is_member() {
+        if !is_member()? {
             count(&node.counted.strangers_refused);
-            return Err(No::NotAMember);
+            return Err(No::NotAMember(read(raft, |state| state.facts().version())?));
         }
     }
     if let Request::SetRole { .. } | Request::HostRemove { .. } | Request::TokenRotate { .. } =
         request
-        && !raft.read(|state| state.facts().host(from).is_some_and(|host| host.manager))
+        && !is_manager(raft, from)?
     {
         return Err(denied(
             "only managers may do this: run it on one, `overlay-dp host ls` lists them",
@@ -213,7 +232,7 @@ async fn member(
         Request::Raft(_) => return Err(denied("not here")),
         Request::Facts => {
             raft.ensure_linear().await?;
-            return Ok(done(raft, facts::Reply::Done, have));
+            return done(raft, facts::Reply::Done, have);
         }
         Request::Voters => {
             raft.ensure_linear().await?;
@@ -271,17 +290,17 @@ async fn member(
         Request::Leave => Command::HostRemove { id: from },
     };
     let (_, reply) = raft.propose(command).await?;
-    Ok(done(raft, reply, have))
+    done(raft, reply, have)
 }
 
 /// With the news, which have the outcome of what was just done.
-fn done(raft: &Raft, reply: facts::Reply, have: Version) -> Answer {
-    let news = raft.read(|state| state.since(have));
-    Answer::Done { reply, news }
+fn done(raft: &Raft, reply: facts::Reply, have: Version) -> Result<Answer, No> {
+    let news = read(raft, |state| state.since(have))?;
+    Ok(Answer::Done { reply, news })
 }
 
-fn authority(raft: &Raft) -> Authority {
-    raft.read(|state| {
+fn authority(raft: &Raft) -> Result<Authority, No> {
+    read(raft, |state| {
         let secrets = state.secrets();
         Authority {
             cert: secrets.ca_cert.clone(),
@@ -291,15 +310,14 @@ fn authority(raft: &Raft) -> Authority {
 }
 
 fn certify(raft: &Raft, csr: &[u8], id: HostId, manager: bool) -> Result<Vec<u8>, No> {
-    authority(raft)
+    authority(raft)?
         .certify(csr, id, manager)
         .map_err(|_| denied("the certificate request is malformed"))
 }
 
 /// A new certificate for a member, of the role that it has by now.
 fn renew(raft: &Raft, host: HostId, csr: &[u8]) -> Result<Answer, No> {
-    let manager = raft.read(|state| state.facts().host(host).is_some_and(|host| host.manager));
-    let cert = certify(raft, csr, host, manager)?;
+    let cert = certify(raft, csr, host, is_manager(raft, host)?)?;
     Ok(Answer::Renewed { cert })
 }
 
@@ -318,11 +336,11 @@ async fn join(
 ) -> Result<Answer, No> {
     // Only the leader knows for sure what the tokens are.
     raft.ensure_linear().await?;
-    let (worker, manager) = raft.read(|state| {
+    let (worker, manager) = read(raft, |state| {
         let same = |token: &[u8]| bool::from(token.ct_eq(secret));
         let secrets = state.secrets();
         (same(&secrets.worker_token), same(&secrets.manager_token))
-    });
+    })?;
     if !worker && !manager {
         sleep(PENALTY).await;
         return Err(denied(
@@ -338,12 +356,11 @@ async fn join(
         hosts.find(|host| host.vtep == info.vtep).map(|host| host.id)
     };
     // The same machine, set up anew without leaving first: nobody else can have its address.
-    let replace = raft
-        .read(same_vtep)
-        .filter(|other| *other != node.me && !node.live().contains(other));
+    let replace = read(raft, same_vtep)?
+        .filter(|other| *other != node.me && !node.gossip.live().contains(other));
     let host = info.host(id, manager);
     raft.propose(Command::HostAdd { host, replace }).await?;
-    let news = raft.read(|state| FactsNews::Snapshot(Box::new(state.facts().clone())));
+    let news = read(raft, |state| FactsNews::Snapshot(Box::new(state.facts().clone())))?;
     Ok(Answer::Joined { id, cert, news })
 }
 

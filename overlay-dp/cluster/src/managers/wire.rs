@@ -65,9 +65,9 @@ impl Wire {
 impl Transport for Wire {
     async fn call(&self, to: HostId, request: Vec<u8>) -> Result<Vec<u8>, Unreachable> {
         let node = self.node.get().and_then(Weak::upgrade);
-        let node = node.ok_or(Unreachable)?;
+        let node = node.ok_or_else(|| away("this host stops"))?;
         let peer = self.peer(to);
-        let connection = peer.connection(&node, to).await.ok_or(Unreachable)?;
+        let connection = peer.connection(&node, to).await .ok_or_else(|| away("it can't be called"))?;
         peer.state.lock().waiting.get_or_insert_with(Instant::now);
         match exchange(&connection, request).await {
             Ok(Answer::Raft(reply)) => {
@@ -77,15 +77,19 @@ impl Transport for Wire {
             Ok(_) => {
                 // It runs no Raft at present.
                 peer.state.lock().waiting = None;
-                Err(Unreachable)
+                Err(away("it is no manager at present"))
             }
             Err(error) => {
                 tracing::debug!(%to, %error, "raft");
                 peer.give_up(&connection);
-                Err(Unreachable)
+                Err(away(&error.to_string()))
             }
         }
     }
+}
+
+fn away(problem: &str) -> Unreachable {
+    Unreachable(problem.to_owned())
 }
 
 async fn exchange(connection: &Connection, request: Vec<u8>) -> Result<Answer, StreamError> {

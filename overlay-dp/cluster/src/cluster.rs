@@ -1,0 +1,420 @@
+//! The agent's handle.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+use overlay_core::facts::{Facts, NetworkSpec, Range, Refusal, Reply, Version, Want};
+use overlay_core::model::{Endpoint, Host, HostId, MacAddr, Network, Vni};
+use tokio::time::sleep;
+
+use crate::api::{ControlStatus, Counters, Member, MemberState};
+use crate::control::{self, ask};
+use crate::error::Error;
+use crate::node::Node;
+use crate::state;
+use crate::token::Token;
+use crate::transport;
+use crate::wire::Request;
+
+/// A temporary look at a network waits so long for the other hosts.
+const LOOK: Duration = Duration::from_secs(1);
+/// A host that changes its role has so long for it.
+const ROLE_CHANGE: Duration = Duration::from_secs(20);
+/// What is agreed on reaches a manager's own Raft in this time, if at all.
+const CATCH_UP: Duration = Duration::from_secs(2);
+/// The last words of a host that leaves are on their way for so long.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// A running member of a cluster: a handle that is cheap to clone. Dropping it stops nothing; see
+/// [`Cluster::shutdown`].
+#[derive(Clone)]
+pub struct Cluster {
+    pub(crate) node: Arc<Node>,
+}
+
+impl Cluster {
+    /// This host.
+    pub fn me(&self) -> Host {
+        self.node.host()
+    }
+
+    /// All hosts of the cluster, this one among them.
+    pub fn members(&self) -> Vec<Member> {
+        self.node.gossip.members(self.node.me)
+    }
+
+    /// What was turned away.
+    pub fn counters(&self) -> Counters {
+        self.node.counters()
+    }
+
+    /// Reads what all hosts agree on, as far as this one knows.
+    pub fn facts<R>(&self, look: impl FnOnce(&Facts) -> R) -> R {
+        self.node.facts(look)
+    }
+
+    /// Is ready when the facts change after this call.
+    pub fn facts_changed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut changed = self.node.changed.subscribe();
+        async move {
+            if changed.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// How those who agree on the facts are.
+    pub fn control(&self) -> ControlStatus {
+        let (version, managers) = self.facts(|facts| {
+            let managers: Vec<HostId> = facts.managers().map(|host| host.id).collect();
+            (facts.version(), managers)
+        });
+        let (leader, quorum) = match self.node.raft() {
+            Some(raft) => {
+                let status = raft.status();
+                (status.leader, status.quorum)
+            }
+            None => {
+                let members = self.members();
+                let alive = |id: &&HostId| {
+                    let member = members.iter().find(|member| member.host.id == **id);
+                    member.is_some_and(|member| member.state != MemberState::Down)
+                };
+                let alive = managers.iter().filter(alive).count();
+                (self.node.good_manager(), 2 * alive > managers.len())
+            }
+        };
+        ControlStatus {
+            leader,
+            managers,
+            quorum,
+            version,
+        }
+    }
+
+    /// All networks.
+    pub fn networks(&self) -> Vec<Network> {
+        self.facts(|facts| facts.networks().cloned().collect())
+    }
+
+    /// Finds a network by its name, at a manager if it is not known here: somebody may have made
+    /// it on another host just now.
+    ///
+    /// # Errors
+    /// When it is not known here and no manager answers.
+    pub async fn network(&self, name: &str) -> Result<Option<Network>, Error> {
+        let find = || self.facts(|facts| facts.network_named(name).cloned());
+        if find().is_none() {
+            ask(&self.node, Request::Facts).await?;
+        }
+        Ok(find())
+    }
+
+    /// Makes a network, which [`Cluster::facts`] has when this returns. `avoid` are this host's
+    /// routes: subnets that it must not overlap.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn network_create(
+        &self,
+        spec: NetworkSpec,
+        avoid: Vec<IpNetwork>,
+    ) -> Result<Network, Error> {
+        let name = spec.name.clone();
+        match ask(&self.node, Request::NetworkCreate { spec, avoid }).await? {
+            Reply::Network(network) => Ok(network),
+            // Only the answer to an earlier attempt was lost.
+            _ => {
+                let found = self.network(&name).await?;
+                found.ok_or(Error::Refused(Refusal::NoNetwork(name)))
+            }
+        }
+    }
+
+    /// Removes a network in which no host holds an address.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn network_remove(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        ask(&self.node, Request::NetworkRemove { name })
+            .await
+            .map(|_| ())
+    }
+
+    /// Asks for addresses or a MAC address for this host. What is granted is in
+    /// [`Cluster::facts`] when this returns.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn grant(&self, vni: Vni, want: Want) -> Result<Vec<Range>, Error> {
+        match ask(&self.node, Request::Grant { vni, want }).await? {
+            Reply::Granted(ranges) => Ok(ranges),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Gives back what this host holds, but nothing that it got after version `seen` of the facts,
+    /// by which the caller decided: another container may have that already.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn give_back(
+        &self,
+        vni: Vni,
+        ranges: Vec<Range>,
+        macs: Vec<MacAddr>,
+        seen: Version,
+    ) -> Result<(), Error> {
+        let request = Request::Return {
+            vni,
+            ranges,
+            macs,
+            seen,
+        };
+        ask(&self.node, request).await.map(|_| ())
+    }
+
+    /// Does not wait any longer for what could not be granted.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn unwant(&self, vni: Vni) -> Result<(), Error> {
+        ask(&self.node, Request::Unwant { vni }).await.map(|_| ())
+    }
+
+    /// Tells all hosts of an endpoint of this one, or of what has changed about it.
+    ///
+    /// # Errors
+    /// When the others would not believe it, by the facts as they are known here.
+    pub fn publish(&self, endpoint: Endpoint) -> Result<(), Error> {
+        self.node.publish(|book| {
+            let fault = |problem: String| Error::Endpoint {
+                name: endpoint.name.clone(),
+                problem,
+            };
+            if book.facts().network(endpoint.vni).is_none() {
+                return Err(Error::NoNetwork(endpoint.vni));
+            }
+            let checked = book.facts().check(self.node.me, &endpoint);
+            checked.map_err(|error| fault(error.to_string()))?;
+            if book.own.is_full() {
+                return Err(fault("this host has too many".into()));
+            }
+            book.own.publish(endpoint);
+            Ok(())
+        })
+    }
+
+    /// Tells all hosts that an endpoint of this one is gone.
+    pub fn withdraw(&self, vni: Vni, name: &str) {
+        self.node.publish(|book| book.own.withdraw(vni, name));
+    }
+
+    /// Says that after a restart all endpoints are published again: what this host had before and
+    /// has not now goes. Without it that happens after five seconds.
+    pub fn settled(&self) {
+        self.node.publish(|book| book.own.settle());
+    }
+
+    /// Which networks' endpoints there are events of: those attached here. Endpoints of networks
+    /// that are no longer among them go down.
+    pub fn set_interest(&self, networks: BTreeSet<Vni>) {
+        self.node.publish(|book| book.set_interest(networks));
+    }
+
+    /// The endpoints of a network of [`Cluster::set_interest`] on all hosts, this one among them.
+    pub fn endpoints(&self, vni: Vni) -> Vec<(HostId, Endpoint)> {
+        self.node.book(|book| book.endpoints(vni))
+    }
+
+    /// The endpoints of any network on all hosts, this one among them: those of hosts that can be
+    /// reached, within a second.
+    pub async fn look_up(&self, vni: Vni) -> Vec<(HostId, Endpoint)> {
+        let look = self.node.look(vni);
+        look.all(Instant::now() + LOOK).await
+    }
+
+    /// Withdraws the endpoints of a host at once, whose data path is dead, too. They come back
+    /// with it.
+    pub fn forget_host(&self, host: HostId) {
+        self.node.publish(|book| book.forget(host));
+    }
+
+    /// Removes a host from the cluster: it is cut off at once, and what it holds is free.
+    ///
+    /// # Errors
+    /// When this host is no manager, when the managers refuse or do not answer.
+    pub async fn host_remove(&self, id: HostId) -> Result<(), Error> {
+        ask(&self.node, Request::HostRemove { id })
+            .await
+            .map(|_| ())
+    }
+
+    /// Makes a host a manager, or a worker again. Returns when it really is one.
+    ///
+    /// # Errors
+    /// When this host is no manager, when the managers refuse or do not answer, and
+    /// [`Error::RolePending`] when the host itself does not answer.
+    pub async fn set_role(&self, id: HostId, manager: bool) -> Result<(), Error> {
+        ask(&self.node, Request::SetRole { id, manager }).await?;
+        let deadline = Instant::now() + ROLE_CHANGE;
+        loop {
+            let problem = match control::voters(&self.node).await {
+                Ok(voters) if voters.contains(&id) == manager => return Ok(()),
+                Ok(_) => "it does not answer yet".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() >= deadline {
+                let role = if manager { "manager" } else { "worker" };
+                return Err(Error::RolePending { id, role, problem });
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What lets other hosts join, as managers or as workers.
+    ///
+    /// # Errors
+    /// When this host is no manager.
+    pub async fn token(&self, manager: bool) -> Result<Token, Error> {
+        self.catch_up().await;
+        self.secret(|secrets| {
+            let secret = match manager {
+                true => &secrets.manager_token,
+                false => &secrets.worker_token,
+            };
+            Token::of(&secrets.ca_cert, secret)
+        })?
+        .ok_or_else(|| Error::Crypto("the token is not one".into()))
+    }
+
+    /// Replaces a token: the one before lets nobody in any more. Returns the new one.
+    ///
+    /// # Errors
+    /// When this host is no manager, and when the managers do not answer.
+    pub async fn token_rotate(&self, manager: bool) -> Result<Token, Error> {
+        ask(&self.node, Request::TokenRotate { manager }).await?;
+        self.token(manager).await
+    }
+
+    /// Everything that the managers agree on, with their secrets, for [`Start::Restore`].
+    ///
+    /// [`Start::Restore`]: crate::Start::Restore
+    ///
+    /// # Errors
+    /// When this host is no manager.
+    pub async fn backup(&self) -> Result<Vec<u8>, Error> {
+        self.catch_up().await;
+        let raft = self.node.raft().ok_or_else(|| self.not_manager())?;
+        raft.backup().map_err(|error| Error::Raft {
+            path: state::raft_dir(&self.node.dir),
+            problem: error.to_string(),
+        })
+    }
+
+    /// Waits for what was agreed on before, if anything can be agreed on now.
+    async fn catch_up(&self) {
+        if let Some(raft) = self.node.raft()
+            && let Ok(Err(error)) = tokio::time::timeout(CATCH_UP, raft.ensure_linear()).await
+        {
+            tracing::debug!(%error, "what is known here may be old");
+        }
+    }
+
+    fn secret<R>(
+        &self,
+        look: impl FnOnce(&overlay_core::facts::Secrets) -> R,
+    ) -> Result<R, Error> {
+        let raft = self.node.raft();
+        let read = raft.and_then(|raft| raft.read(|state| look(state.secrets())));
+        read.ok_or_else(|| self.not_manager())
+    }
+
+    fn not_manager(&self) -> Error {
+        let names = self.facts(|facts| {
+            let names = facts.managers().map(|host| host.name.clone());
+            names.collect::<Vec<_>>().join(", ")
+        });
+        Error::NotManager(names)
+    }
+
+    /// This host's address is another one from now on: moves its sockets there, and tells the
+    /// managers.
+    ///
+    /// # Errors
+    /// When the sockets can't be had there: then nothing has changed. When no manager answers the
+    /// sockets have moved, and the managers are told as soon as they do.
+    pub async fn set_vtep(&self, vtep: IpAddr) -> Result<(), Error> {
+        let node = &self.node;
+        let info = node.info();
+        if info.vtep == vtep {
+            return Ok(());
+        }
+        let gossip = transport::bind(SocketAddr::new(vtep, info.gossip_port), "--gossip-port")?;
+        let control = match node.raft() {
+            Some(_) => {
+                let addr = SocketAddr::new(vtep, info.control_port);
+                Some(transport::bind(addr, "--control-port")?)
+            }
+            None => None,
+        };
+        node.set_info(|info| info.vtep = vtep);
+        let mut old = vec![node.open_gossip(gossip)?];
+        if let Some(control) = control {
+            old.push(node.open_control(control)?);
+        }
+        for socket in old.into_iter().flatten() {
+            transport::close(socket).await;
+        }
+        ask(node, Request::Update(node.info())).await.map(|_| ())
+    }
+
+    /// Leaves for good: what this host holds is free, the others withdraw its endpoints at once,
+    /// and the state here goes. A manager first becomes a worker, when there are others; the last
+    /// one takes the cluster's secrets with it: whether other hosts are left is for the caller to
+    /// ask before.
+    ///
+    /// # Errors
+    /// Also then this host has left; the error says what remains elsewhere.
+    pub async fn leave(self) -> Result<(), Error> {
+        let node = &self.node;
+        let others = self.facts(|facts| facts.managers().any(|host| host.id != node.me));
+        let told = match others {
+            true => self.say_farewell().await,
+            false => Ok(()),
+        };
+        node.leaves();
+        sleep(FAREWELL).await;
+        let (dir, deleted) = (node.dir.clone(), node.forget_all().await);
+        self.shutdown().await;
+        deleted?;
+        state::remove_raft(&dir)?;
+        match told {
+            Err(Error::NoManager { problem }) => Err(Error::LeftUntold { problem }),
+            Err(Error::Expelled) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn say_farewell(&self) -> Result<(), Error> {
+        let node = &self.node;
+        if node.raft().is_some() && node.is_manager(node.me) {
+            self.set_role(node.me, false).await?;
+        }
+        node.leaves();
+        ask(node, Request::Leave).await.map(|_| ())
+    }
+
+    /// Stops all tasks and closes the sockets. The state stays for [`Start::Resume`]; the others
+    /// see this host go down in a second or two, and keep its endpoints.
+    ///
+    /// [`Start::Resume`]: crate::Start::Resume
+    pub async fn shutdown(self) {
+        self.node.shut_down().await;
+    }
+}
