@@ -5,6 +5,7 @@
 //! updates that its misses ask for.
 
 mod datapath;
+mod desk;
 mod events;
 mod leases;
 mod leave;
