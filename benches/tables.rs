@@ -21,7 +21,7 @@ use overlay_common::layout::{Config, FdbEntry, FdbKey, names};
 use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::wire::{ETH_P_IP, map_v4};
-use overlay_core::slowpath::{Output, SlowPath};
+use overlay_core::slowpath::{Asker, Output, SlowPath};
 use overlay_core::tables::{MapUpdate, Tables};
 use support::*;
 
@@ -106,6 +106,14 @@ impl Output for Null {
     fn update(&mut self, update: MapUpdate) {
         black_box(update);
         self.updates += 1;
+    }
+
+    fn query(&mut self, _: Asker, payload: &[u8]) {
+        black_box(payload);
+    }
+
+    fn query_refused(&mut self) {
+        self.drops += 1;
     }
 
     fn drop(&mut self, _: DropReason) {

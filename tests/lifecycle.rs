@@ -47,9 +47,7 @@ fn kill_9_and_restart_lose_nothing(datapath: &str) {
         // They took over the whole state: more containers can come, and old ones can go.
         let ns = lab.add_container("c3")?;
         let c3 = Container::add(lab, 1, &ns, "test.3")?;
-        wait_until("test.2 pings test.3", NOTICED, || {
-            answers(&overlay.c(2).ns, &c3)
-        })?;
+        wait_until("test.2 pings test.3", NOTICED, || overlay.c(2).reaches(&c3))?;
         lab.host(2).overlay("container rm test.2")?;
         ensure!(links(&overlay.c(2).ns)? == ["lo"]);
         Ok(())
@@ -125,9 +123,7 @@ fn a_removed_container_leaves_no_trace() {
         is_forgotten(lab, gone)?;
         // Its name and namespace are free again.
         let again = Container::add(lab, 1, &gone.ns, "test.1")?;
-        wait_until("test.2 pings it", NOTICED, || {
-            answers(&overlay.c(2).ns, &again)
-        })
+        wait_until("test.2 pings it", NOTICED, || overlay.c(2).reaches(&again))
     });
 }
 
@@ -161,23 +157,12 @@ fn a_dead_process_with_its_namespace_is_noticed() {
                 "container add by-pid --network uber-net --pid {}",
                 process.pid()
             ))?;
-            let by_pid = Container {
-                name: "by-pid".to_owned(),
-                ns: overlay.c(1).ns.clone(),
-                ip: added["ip"].as_str().context("no ip")?.parse()?,
-                mac: added["mac"].as_str().context("no mac")?.to_owned(),
-            };
-            wait_until("test.1 pings it", NOTICED, || {
-                answers(&overlay.c(1).ns, &by_pid)
-            })?;
+            let by_pid = Container::from_json(&added, &overlay.c(1).ns)?;
+            wait_until("test.1 pings it", NOTICED, || overlay.c(1).reaches(&by_pid))?;
             drop(process);
             is_forgotten(lab, &by_pid)
         },
     );
-}
-
-fn answers(from: &Ns, to: &Container) -> bool {
-    ping(from, to.ip, 1, 56, false).is_ok_and(|stats| stats.lost() == 0)
 }
 
 /// No host lists the container or forwards to it, and its port is gone.

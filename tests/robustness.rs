@@ -158,7 +158,7 @@ fn a_failed_restart_stops_no_traffic() {
         let _agent = lab.start_agent(1, "--datapath tcx")?;
         nothing_lost(run)?;
         let c3 = Container::add(lab, 1, &lab.add_container("c3")?, "test.3")?;
-        wait_until("test.2 pings test.3", NOTICED, || answers(&c2.ns, &c3))
+        wait_until("test.2 pings test.3", NOTICED, || c2.reaches(&c3))
     });
 }
 
@@ -188,9 +188,7 @@ fn an_interrupted_add_blocks_no_name() {
             .with_context(|| format!("{name}:\n{why}"))?;
             is_empty(&ns)?;
             let again = Container::add(lab, 1, &ns, &name)?;
-            wait_until("test.1 pings it", NOTICED, || {
-                answers(&overlay.c(1).ns, &again)
-            })?;
+            wait_until("test.1 pings it", NOTICED, || overlay.c(1).reaches(&again))?;
         }
         Ok(())
     });
@@ -232,7 +230,7 @@ fn another_uplink() {
         ensure!(on_uplink("eth1")? == 1, "no program on eth1");
         let (c1, c2) = (overlay.c(1), overlay.c(2));
         wait_until("test.1 pings test.2 over eth1", 3 * NOTICED, || {
-            answers(&c1.ns, c2)
+            c1.reaches(c2)
         })
     });
 }
@@ -254,7 +252,7 @@ fn another_datapath_after_kill_9() {
             let args = format!("--datapath {after}");
             let _agents = [lab.start_agent(1, &args)?, lab.start_agent(2, &args)?];
             for peer in [overlay.c(1), overlay.c(2)] {
-                wait_until("it is reached", NOTICED, || answers(&peer.ns, &by_pid))?;
+                wait_until("it is reached", NOTICED, || peer.reaches(&by_pid))?;
                 tcp(peer, &by_pid)?;
                 tcp(&by_pid, peer)?;
             }
@@ -353,13 +351,7 @@ fn container_by_pid(lab: &Lab, host: &Host) -> Result<(Background, Container)> {
     ns.delete()?;
     host.ns
         .run(&format!("ip netns attach {} {}", ns.name(), process.pid()))?;
-    let container = Container {
-        name: "by-pid".to_owned(),
-        ns,
-        ip: added["ip"].as_str().context("no ip")?.parse()?,
-        mac: added["mac"].as_str().context("no mac")?.to_owned(),
-    };
-    Ok((process, container))
+    Ok((process, Container::from_json(&added, &ns)?))
 }
 
 fn tcp(from: &Container, to: &Container) -> Result<()> {
@@ -371,10 +363,6 @@ fn tcp(from: &Container, to: &Container) -> Result<()> {
         to.name
     );
     Ok(())
-}
-
-fn answers(from: &Ns, to: &Container) -> bool {
-    ping(from, to.ip, 1, 56, false).is_ok_and(|stats| stats.lost() == 0)
 }
 
 fn nothing_lost(run: PingRun) -> Result<()> {

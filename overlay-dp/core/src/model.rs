@@ -223,6 +223,35 @@ pub struct Subnet {
     pub gateway: IpAddr,
 }
 
+impl Subnet {
+    /// How far `ip` is from its beginning; `None` outside and beyond what 32 bits can count.
+    pub fn offset_of(&self, ip: IpAddr) -> Option<u32> {
+        if !self.subnet.contains(ip) {
+            return None;
+        }
+        match (self.subnet.network(), ip) {
+            (IpAddr::V4(base), IpAddr::V4(ip)) => Some(ip.to_bits() - base.to_bits()),
+            (IpAddr::V6(base), IpAddr::V6(ip)) => u32::try_from(ip.to_bits() - base.to_bits()).ok(),
+            _ => None,
+        }
+    }
+
+    /// The offsets of hosts: neither the subnet's own address nor its last one, and no more than
+    /// 32 bits can count.
+    pub fn usable(&self) -> Range {
+        let bits = match self.subnet {
+            IpNetwork::V4(subnet) => 32 - subnet.prefix(),
+            IpNetwork::V6(subnet) => (128 - subnet.prefix()).min(32),
+        };
+        // All ones is the last address; of one or two addresses none is a host's.
+        let last = (u32::MAX.checked_shr(32 - u32::from(bits))).unwrap_or(0);
+        Range {
+            first: 1,
+            last: last.saturating_sub(1),
+        }
+    }
+}
+
 impl Network {
     /// Its address families: one or two, IPv4 first.
     pub fn subnets(&self) -> impl Iterator<Item = Subnet> {
@@ -247,15 +276,7 @@ impl Network {
     /// How far `ip` is from the beginning of its family's subnet; `None` outside of both and
     /// beyond what 32 bits can count.
     pub fn offset_of(&self, ip: IpAddr) -> Option<u32> {
-        let family = self.subnet_of(ip)?;
-        if !family.subnet.contains(ip) {
-            return None;
-        }
-        match (family.subnet.network(), ip) {
-            (IpAddr::V4(base), IpAddr::V4(ip)) => Some(ip.to_bits() - base.to_bits()),
-            (IpAddr::V6(base), IpAddr::V6(ip)) => u32::try_from(ip.to_bits() - base.to_bits()).ok(),
-            _ => None,
-        }
+        self.subnet_of(ip)?.offset_of(ip)
     }
 
     /// The addresses at `offset`, one for each family whose subnet reaches so far, IPv4 first.
@@ -296,17 +317,13 @@ impl Network {
         self.usable().contains(offset).then_some(offset)
     }
 
-    /// The offsets that endpoints (and gateways) may have: neither the subnet's own address nor
-    /// its last one, in any family.
+    /// The offsets that endpoints may have, the gateways' among them: those that are a host's in
+    /// every family.
     pub fn usable(&self) -> Range {
-        let last = |family: Subnet| match family.subnet {
-            IpNetwork::V4(subnet) => (1_u64 << (32 - subnet.prefix())) - 2,
-            IpNetwork::V6(subnet) => (1_u64 << (128 - subnet.prefix()).min(32)) - 2,
-        };
-        let last = self.subnets().map(last).min().unwrap_or(0);
+        let last = self.subnets().map(|family| family.usable().last).min();
         Range {
             first: 1,
-            last: u32::try_from(last).unwrap_or(u32::MAX - 1),
+            last: last.unwrap_or(0),
         }
     }
 

@@ -7,8 +7,10 @@
 
 pub mod bpffs;
 pub mod caps;
+// With ethtool.rs the only file with unsafe code: socket options.
+mod echo_socket;
 mod error;
-// The only file with unsafe code: the SIOCETHTOOL ioctl.
+// Unsafe code: the SIOCETHTOOL ioctl.
 mod ethtool;
 mod host;
 pub mod kernel;
@@ -17,18 +19,21 @@ pub mod monitor;
 pub mod netns;
 pub mod nexthop;
 pub mod offload;
+pub mod paths;
 pub mod port;
 pub mod punt;
 pub mod routes;
 mod sysctl;
 pub mod uplink;
 
+pub use echo_socket::echo_socket;
 pub use error::{Error, Result};
 pub use host::Host;
 pub use link::{LinkInfo, XdpAttachment, XdpMode};
 pub use monitor::{HostEvent, Monitor};
 pub use netns::{Netns, NetnsRef};
 pub use nexthop::NextHop;
+pub use paths::{Neighbour, Path};
 pub use port::{Port, PortSpec};
 pub use punt::PuntPair;
 pub use uplink::Uplink;

@@ -13,6 +13,7 @@ use overlay_host::{Host, PuntPair, Uplink};
 use overlay_xsk::{Xsk, XskConfig};
 use parking_lot::RwLock;
 
+use super::desk::Desk;
 use super::slow::SlowThread;
 use super::{Datapath, Options};
 use crate::bpf::{Bpf, Hook, HookKind, Site};
@@ -90,6 +91,8 @@ pub struct Prepared {
     pub tables: Arc<RwLock<Tables>>,
     /// The slow path, which runs.
     pub slow: SlowThread,
+    /// Where the slow path leaves what containers ask.
+    pub desk: Arc<Desk>,
     /// The punt link.
     pub punt: PuntPair,
     plan: Plan,
@@ -136,7 +139,8 @@ pub async fn prepare(
         mtu: inner_mtu,
     };
     let tables = Arc::new(RwLock::new(Tables::new(local)?));
-    let slow = SlowThread::start(xsk, Arc::clone(&tables))?;
+    let desk = Arc::new(Desk::new()?);
+    let slow = SlowThread::start(xsk, Arc::clone(&tables), Arc::clone(&desk))?;
     let config = Config {
         vtep: map_v4(vtep.octets()),
         punt_ifindex: punt.near_ifindex,
@@ -147,6 +151,7 @@ pub async fn prepare(
         bpf,
         tables,
         slow,
+        desk,
         punt,
         plan,
         config,

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod datapath;
+mod desk;
 mod events;
 mod leave;
 mod next_hops;

@@ -2,7 +2,8 @@
 //!
 //! It reads the tables and never writes them. What it finds missing in the BPF maps it asks the
 //! agent to write, through a bounded queue: an update that does not fit is asked for again by
-//! the next frame that misses.
+//! the next frame that misses. What containers ask about names it leaves at the [`Desk`], and it
+//! sends the answers that it finds there.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -13,12 +14,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use crossbeam::queue::ArrayQueue;
 use overlay_common::counters::DropReason;
-use overlay_core::slowpath::{Output, SlowPath};
+use overlay_core::slowpath::{Asker, Output, SlowPath};
 use overlay_core::tables::{MapUpdate, Tables};
 use overlay_xsk::{Tx, Xsk};
 use parking_lot::RwLock;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use tokio::sync::Notify;
+
+use super::desk::{Desk, count};
 
 /// Frames taken at a time, between two looks at the tables' lock.
 const BATCH: usize = 64;
@@ -30,6 +33,7 @@ struct Shared {
     /// With the version of the tables that they are true for.
     updates: ArrayQueue<(u64, MapUpdate)>,
     notify: Notify,
+    desk: Arc<Desk>,
     drops: [AtomicU64; DropReason::COUNT],
 }
 
@@ -45,10 +49,11 @@ impl SlowThread {
     ///
     /// # Errors
     /// When the kernel gives no thread or eventfd.
-    pub fn start(xsk: Xsk, tables: Arc<RwLock<Tables>>) -> Result<SlowThread> {
+    pub fn start(xsk: Xsk, tables: Arc<RwLock<Tables>>, desk: Arc<Desk>) -> Result<SlowThread> {
         let shared = Arc::new(Shared {
             updates: ArrayQueue::new(UPDATES),
             notify: Notify::new(),
+            desk,
             drops: std::array::from_fn(|_| AtomicU64::new(0)),
         });
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -107,9 +112,15 @@ fn work(mut xsk: Xsk, tables: &RwLock<Tables>, shared: &Shared, stop: &OwnedFd) 
             let mut fds = [
                 PollFd::new(&xsk, PollFlags::IN),
                 PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(shared.desk.answered(), PollFlags::IN),
             ];
             match poll(&mut fds, None) {
-                Ok(_) => !fds[1].revents().contains(PollFlags::IN),
+                Ok(_) => {
+                    if fds[2].revents().contains(PollFlags::IN) {
+                        shared.desk.look();
+                    }
+                    !fds[1].revents().contains(PollFlags::IN)
+                }
                 Err(rustix::io::Errno::INTR) => true,
                 Err(error) => {
                     tracing::error!(%error, "the slow path can't wait for frames and ends");
@@ -129,6 +140,9 @@ fn work(mut xsk: Xsk, tables: &RwLock<Tables>, shared: &Shared, stop: &OwnedFd) 
                     shared,
                     version: tables.version(),
                 };
+                while let Some((asker, answer)) = shared.desk.next_answer() {
+                    asker.answer(&tables, &answer, &mut output);
+                }
                 rx.receive(BATCH, |frame| {
                     slow.handle(&tables, frame, begin.elapsed(), &mut output)
                 })
@@ -168,6 +182,14 @@ impl Output for Sender<'_> {
         if self.shared.updates.push((self.version, update)).is_ok() {
             self.shared.notify.notify_one();
         }
+    }
+
+    fn query(&mut self, from: Asker, payload: &[u8]) {
+        self.shared.desk.ask(from, payload);
+    }
+
+    fn query_refused(&mut self) {
+        count(&self.shared.desk.refused);
     }
 
     fn drop(&mut self, reason: DropReason) {

@@ -5,10 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::agent::AgentProc;
-use crate::lab::{Lab, LabSpec};
+use crate::cluster::join_args;
+use crate::lab::{Host, Lab, LabSpec};
 use crate::ns::Ns;
 use crate::probe::ping;
 use crate::process::wait_until;
@@ -42,15 +44,19 @@ pub fn test(bin: &str, spec: LabSpec, body: impl FnOnce(&Lab) -> Result<()>) {
     }
 }
 
-/// A container namespace that has been added to `uber-net`.
+/// A container namespace that has been added to a network.
 #[derive(Clone, Debug)]
 pub struct Container {
     /// `test.1`, `test.2`, …
     pub name: String,
+    /// The network's name.
+    pub network: String,
     /// Its namespace.
     pub ns: Ns,
-    /// Its address in the overlay.
+    /// Its first address in the overlay.
     pub ip: IpAddr,
+    /// All its addresses.
+    pub ips: Vec<IpAddr>,
     /// Its MAC address.
     pub mac: String,
 }
@@ -61,24 +67,94 @@ impl Container {
     /// # Errors
     /// When `overlay-dp container add` fails.
     pub fn add(lab: &Lab, host: usize, ns: &Ns, name: &str) -> Result<Container> {
-        let added = lab.host(host).overlay_json(&format!(
-            "container add {name} --network uber-net --netns {}",
+        Container::attach(lab.host(host), ns, name, "--network uber-net")
+    }
+
+    /// Adds namespace `ns` on `host` as `name`, with options such as `--network …`.
+    ///
+    /// # Errors
+    /// When `overlay-dp container add` fails.
+    pub fn attach(host: &Host, ns: &Ns, name: &str, options: &str) -> Result<Container> {
+        let added = host.overlay_json(&format!(
+            "container add {name} {options} --netns {}",
             ns.name()
         ))?;
-        let text = |field: &str| {
-            added[field]
-                .as_str()
-                .with_context(|| format!("{field}: {added}"))
+        Container::from_json(&added, ns)
+    }
+
+    /// What `overlay-dp container add --json` told of namespace `ns`.
+    ///
+    /// # Errors
+    /// When something is missing.
+    pub fn from_json(added: &Value, ns: &Ns) -> Result<Container> {
+        let text = |field: &Value| {
+            let text = field.as_str().with_context(|| format!("not text: {added}"));
+            text.map(str::to_owned)
         };
-        let ip = text("ip")?;
+        let ips = added["ips"]
+            .as_array()
+            .with_context(|| format!("no addresses: {added}"))?;
+        let ips: Vec<IpAddr> = ips
+            .iter()
+            .map(|ip| Ok(text(ip)?.parse()?))
+            .collect::<Result<_>>()?;
         Ok(Container {
-            name: name.to_owned(),
+            name: text(&added["name"])?,
+            network: text(&added["network"])?,
             ns: ns.clone(),
-            // With or without a prefix length.
-            ip: ip.split('/').next().unwrap_or(ip).parse()?,
-            mac: text("mac")?.to_owned(),
+            ip: *ips
+                .first()
+                .with_context(|| format!("no address: {added}"))?,
+            ips,
+            mac: text(&added["mac"])?,
         })
     }
+
+    /// Removes it from its network on `host`.
+    ///
+    /// # Errors
+    /// When `overlay-dp container rm` fails.
+    pub fn detach(&self, host: &Host) -> Result<()> {
+        host.overlay(&format!(
+            "container rm {} --network {}",
+            self.name, self.network
+        ))
+        .map(drop)
+    }
+
+    /// Whether one ping to all addresses of another container is answered.
+    pub fn reaches(&self, to: &Container) -> bool {
+        to.ips
+            .iter()
+            .all(|ip| ping(&self.ns, *ip, 1, 56, false).is_ok_and(|stats| stats.lost() == 0))
+    }
+
+    /// Waits until [`Container::reaches`].
+    ///
+    /// # Errors
+    /// When it does not within that time.
+    pub fn wait_reaches(&self, to: &Container, within: Duration) -> Result<()> {
+        let what = format!("{} pings {}", self.name, to.name);
+        wait_until(&what, within, || self.reaches(to))
+    }
+}
+
+/// Waits until every container reaches every other one of its network.
+///
+/// # Errors
+/// When one does not within that time after it is its turn.
+pub fn all_reach_each_other<'a>(
+    containers: impl IntoIterator<Item = &'a Container>,
+    within: Duration,
+) -> Result<()> {
+    let all: Vec<&Container> = containers.into_iter().collect();
+    for from in &all {
+        let others = all.iter().filter(|to| to.network == from.network);
+        for to in others.filter(|to| to.name != from.name) {
+            from.wait_reaches(to, within)?;
+        }
+    }
+    Ok(())
 }
 
 /// `uber-net` over all hosts of a lab, and in it container n on host n, those that are left over
@@ -90,7 +166,7 @@ pub struct Overlay {
     /// The containers: `c1` is `containers[0]`.
     pub containers: Vec<Container>,
     /// The network as `network create --json` told it.
-    pub network: serde_json::Value,
+    pub network: Value,
 }
 
 impl Overlay {
@@ -109,7 +185,7 @@ impl Overlay {
     /// As [`Overlay::start`].
     pub fn start_on(lab: &Lab, hosts: usize, attach_args: &str) -> Result<Overlay> {
         let mut agents = vec![lab.start_agent(1, attach_args)?];
-        let join = format!("{attach_args} {}", join_args(lab)?);
+        let join = format!("{attach_args} {}", join_args(lab.host(1), false)?);
         for number in 2..=hosts {
             agents.push(lab.start_agent(number, &join)?);
         }
@@ -127,7 +203,8 @@ impl Overlay {
             containers,
             network,
         };
-        overlay.wait_until_known()?;
+        // Gossip takes its time to tell every host of every container.
+        all_reach_each_other(&overlay.containers, Duration::from_secs(10))?;
         Ok(overlay)
     }
 
@@ -135,27 +212,4 @@ impl Overlay {
     pub fn c(&self, number: usize) -> &Container {
         &self.containers[number - 1]
     }
-
-    /// Gossip takes its time to tell every host of every container.
-    fn wait_until_known(&self) -> Result<()> {
-        for from in &self.containers {
-            for to in self.containers.iter().filter(|to| to.name != from.name) {
-                let what = format!("{} pings {}", from.name, to.name);
-                wait_until(&what, Duration::from_secs(10), || {
-                    ping(&from.ns, to.ip, 1, 56, false).is_ok_and(|stats| stats.lost() == 0)
-                })?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// `--join … --token …` for the hosts that come after the first.
-fn join_args(lab: &Lab) -> Result<String> {
-    let shown = lab.host(1).overlay_json("token show")?;
-    let token = shown["token"]
-        .as_str()
-        .with_context(|| format!("no token in {shown}"))?;
-    ensure!(token.starts_with("OVTKN-1-"), "not a token: {token}");
-    Ok(format!("--join {} --token {token}", lab.host(1).ip))
 }

@@ -51,6 +51,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// The router's end of its cable.
+    pub(crate) fn router_port(&self) -> String {
+        format!("to-{}", self.ns.label())
+    }
+
     /// `overlay-dp …` on this host, the words of `line` split at blanks.
     pub fn overlay_cmd(&self, line: &str) -> Command {
         let mut command = self.ns.cmd(&self.bin, line.split_whitespace());
@@ -105,6 +110,7 @@ pub struct Lab {
     router: Ns,
     hosts: Vec<Host>,
     containers: Vec<Ns>,
+    mtu: u32,
     /// Held while this lab is in use: see [`remove_stale`].
     _lock: File,
     kept: bool,
@@ -159,6 +165,7 @@ impl Lab {
             router,
             hosts,
             containers,
+            mtu: spec.mtu,
             _lock: lock,
             kept: false,
         })
@@ -167,6 +174,10 @@ impl Lab {
     /// What all names of this lab begin with.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    pub(crate) fn mtu(&self) -> u32 {
+        self.mtu
     }
 
     /// The router between the hosts.
@@ -262,9 +273,9 @@ fn underlay_ip(number: usize) -> Result<Ipv4Addr> {
     })
 }
 
-fn connect(router: &Ns, host: &Host, mtu: u32) -> Result<()> {
+pub(crate) fn connect(router: &Ns, host: &Host, mtu: u32) -> Result<()> {
     let ns = &host.ns;
-    let port = format!("to-{}", ns.label());
+    let port = host.router_port();
     let [a, b, c, _] = host.ip.octets();
     let gateway = Ipv4Addr::new(a, b, c, 1);
     ns.run(&format!(

@@ -15,17 +15,22 @@
 //! `odp-<pid>-<n>`, so that it can be removed by its id alone, also after its maker has died.
 
 mod agent;
+mod cluster;
 mod fixture;
 mod iperf;
 mod lab;
 mod leftovers;
 mod ns;
+mod partition;
+mod power;
 mod probe;
 mod process;
 mod remove;
+mod verify;
 
 pub use agent::AgentProc;
-pub use fixture::{Container, Overlay, test};
+pub use cluster::{Cluster, join_args, token};
+pub use fixture::{Container, Overlay, all_reach_each_other, test};
 pub use iperf::{Load, Traffic, iperf3};
 pub use lab::{Host, Lab, LabSpec};
 pub use ns::Ns;

@@ -28,12 +28,17 @@ impl Ns {
             name: format!("{lab}-{label}"),
             label: label.to_owned(),
         };
+        ns.create_again()?;
+        Ok(ns)
+    }
+
+    /// After [`Ns::delete`]: a new namespace of the same name.
+    pub(crate) fn create_again(&self) -> Result<()> {
         let mut add = Command::new("ip");
-        add.args(["netns", "add", &ns.name])
+        add.args(["netns", "add", &self.name])
             .env("PATH", search_path());
         Background::start(add)?.finish(TIMEOUT)?.ok()?;
-        ns.run("ip link set lo up")?;
-        Ok(ns)
+        self.run("ip link set lo up").map(drop)
     }
 
     /// Its name on this machine, as `ip netns` and `--netns` take it.

@@ -11,12 +11,11 @@ use crate::process::tidy;
 /// Logs and locks of labs.
 pub(crate) const LABS: &str = "/run/overlay-lab";
 
-/// Where agents keep what is theirs, in a directory per instance.
-pub(crate) const INSTANCES: [&str; 3] = [
-    "/sys/fs/bpf/overlay-dp",
-    "/run/overlay-dp",
-    "/var/lib/overlay-dp",
-];
+/// Where agents keep what is theirs until the next reboot, in a directory per instance.
+pub(crate) const VOLATILE: [&str; 2] = ["/sys/fs/bpf/overlay-dp", "/run/overlay-dp"];
+
+/// Where they keep the rest.
+const DURABLE: &str = "/var/lib/overlay-dp";
 
 /// Takes a new lab's lock. The kernel gives it back when its maker dies, however that happens.
 pub(crate) fn lock_lab(id: &str) -> Result<File> {
@@ -73,23 +72,28 @@ pub(crate) fn remove_lab(id: &str) {
         .filter(|name| name.starts_with(&prefix))
         .collect();
     for space in &spaces {
-        for pid in tidy("ip", &["netns", "pids", space]).split_whitespace() {
-            // Only what the lab started can be inside its namespaces.
-            if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
+        end_processes(space);
     }
     for space in &spaces {
         tidy("ip", &["netns", "del", space]);
     }
-    for dir in INSTANCES {
+    for dir in VOLATILE.into_iter().chain([DURABLE]) {
         for instance in names_in(dir).filter(|name| name.starts_with(&prefix)) {
             let _ = fs::remove_dir_all(Path::new(dir).join(instance));
         }
     }
     let _ = fs::remove_dir_all(Path::new(LABS).join(id));
     let _ = fs::remove_file(Path::new(LABS).join(format!("{id}.lock")));
+}
+
+/// Ends every process inside a namespace of a lab.
+pub(crate) fn end_processes(space: &str) {
+    for pid in tidy("ip", &["netns", "pids", space]).split_whitespace() {
+        // Only what the lab started can be inside its namespaces.
+        if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
 }
 
 /// The names in a directory, none when it is not there.

@@ -4,7 +4,7 @@
 //!   host1 eth0 172.31.1.5/24 ── router ── 192.168.1.5/24 eth0 host2
 //! ```
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,6 +43,70 @@ fn hosts_reach_each_other_through_the_router() {
         assert!(udp.datagrams > 1000 && udp.gbit > 0.005, "{udp:?}");
         assert_eq!(checksum_errors(host2)?, Vec::<String>::new());
         assert!(nstat(host2, "IcmpInEchos")? >= 21);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_broken_heals() {
+    let spec = LabSpec {
+        hosts: 3,
+        containers: 0,
+        ..LabSpec::default()
+    };
+    test("/bin/true", spec, |lab| {
+        // Of a datagram each way: which arrive? An answered ping would need both.
+        let sockets: Vec<UdpSocket> = lab
+            .hosts()
+            .iter()
+            .map(|host| host.ns.within(|| Ok(UdpSocket::bind((host.ip, 9999))?)))
+            .collect::<anyhow::Result<_>>()?;
+        for socket in &sockets {
+            socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        }
+        let arrives = |from: usize, to: usize| {
+            let sent = sockets[from - 1].send_to(b"x", (lab.host(to).ip, 9999));
+            let arrived = sockets[to - 1].recv_from(&mut [0; 9]);
+            sent.is_ok() && arrived.is_ok()
+        };
+        let ways = || -> Vec<(usize, usize)> {
+            let pairs = [(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)];
+            pairs.into_iter().filter(|(a, b)| arrives(*a, *b)).collect()
+        };
+        assert_eq!(ways().len(), 6);
+        lab.cut(&[1], &[1, 2])?;
+        assert_eq!(ways(), [(2, 1), (1, 3), (3, 1), (2, 3), (3, 2)]);
+        lab.heal()?;
+        lab.partition(&[1, 2], &[3])?;
+        assert_eq!(ways(), [(1, 2), (2, 1)]);
+        lab.heal()?;
+        lab.isolate(2)?;
+        assert_eq!(ways(), [(1, 3), (3, 1)]);
+        lab.heal()?;
+        assert_eq!(ways().len(), 6);
+        lab.unplug(2)?;
+        assert_eq!(ways(), [(1, 3), (3, 1)]);
+        lab.plug(2)?;
+        overlay_lab::wait_until("the link is up", Duration::from_secs(2), || {
+            ways().len() == 6
+        })
+    });
+}
+
+#[test]
+fn a_host_without_power_forgets() {
+    test("/bin/true", LabSpec::default(), |lab| {
+        let (host, to) = (lab.host(2), IpAddr::from(lab.host(2).ip));
+        host.ns.run("ip link add veth type veth")?;
+        let mut sleeper = host.ns.start("sleep 1000")?;
+        lab.power_off(2)?;
+        assert!(!host.ns.path().exists());
+        overlay_lab::wait_until("its processes end", Duration::from_secs(2), || {
+            !sleeper.is_running()
+        })?;
+        lab.power_on(2)?;
+        assert_eq!(host.leftovers()?, Vec::<String>::new());
+        assert_eq!(ping(&lab.host(1).ns, to, 1, 56, false)?.lost(), 0);
         Ok(())
     });
 }

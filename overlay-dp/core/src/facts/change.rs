@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Wanted;
-use super::{Facts, Range, Version};
+use super::pool::{Claim, Grant, Pool};
+use super::{Facts, Range, Version, Wanted};
 use crate::model::{Host, HostId, MacAddr, Network, Vni};
 
 /// One difference between two versions of the facts.
@@ -102,4 +102,111 @@ pub struct Gap {
     pub have: Version,
     /// What the changes begin after.
     pub after: Version,
+}
+
+impl Facts {
+    /// Applies what happened between `after` and `version`. What is in it already does no harm:
+    /// every change says how something is now, so repeating a run of them ends the same.
+    ///
+    /// # Errors
+    /// [`Gap`] when it is older than `after`, or of another epoch; it is as it was then.
+    pub fn apply(
+        &mut self,
+        after: Version,
+        version: Version,
+        changes: &[Change],
+    ) -> Result<(), Gap> {
+        let have = self.version;
+        if version <= have {
+            return Ok(());
+        }
+        if after > have || after.epoch != have.epoch || version.epoch != have.epoch {
+            return Err(Gap { have, after });
+        }
+        changes.iter().for_each(|change| self.change(change));
+        self.version = version;
+        Ok(())
+    }
+
+    /// Takes news of any kind. Tells whether it became another version.
+    ///
+    /// # Errors
+    /// See [`Facts::apply`].
+    pub fn update(&mut self, news: FactsNews) -> Result<bool, Gap> {
+        let before = self.version;
+        match news {
+            FactsNews::Nothing => {}
+            FactsNews::Changes {
+                after,
+                version,
+                changes,
+            } => self.apply(after, version, &changes)?,
+            FactsNews::Snapshot(facts) if facts.version > self.version => *self = facts,
+            FactsNews::Snapshot(_) => {}
+        }
+        Ok(self.version != before)
+    }
+
+    /// One change. Of a network that is gone in the meantime it says nothing.
+    pub(super) fn change(&mut self, change: &Change) {
+        match change {
+            Change::HostSet(host) => {
+                self.hosts.insert(host.id, host.clone());
+            }
+            Change::HostGone(id) => {
+                self.hosts.remove(id);
+                let pools = self.pools.values_mut();
+                pools.for_each(|pool| pool.release_host(*id));
+            }
+            Change::NetworkSet { network, pool } => {
+                let pool = Pool::new(network.clone(), *pool);
+                self.pools.insert(network.vni, pool);
+            }
+            Change::NetworkGone(vni) => {
+                self.pools.remove(vni);
+            }
+            Change::Granted {
+                vni,
+                range,
+                host,
+                spare,
+                since,
+            } => self.in_pool(*vni, |pool| {
+                pool.assign(Grant {
+                    range: *range,
+                    host: *host,
+                    spare: *spare,
+                    since: *since,
+                });
+            }),
+            Change::Returned { vni, range } => self.in_pool(*vni, |pool| pool.release(*range)),
+            Change::MacClaimed {
+                vni,
+                mac,
+                host,
+                since,
+            } => self.in_pool(*vni, |pool| {
+                pool.claim(
+                    *mac,
+                    Claim {
+                        host: *host,
+                        since: *since,
+                    },
+                );
+            }),
+            Change::MacReleased { vni, mac } => self.in_pool(*vni, |pool| pool.release_mac(*mac)),
+            Change::WantedSet { vni, wanted } => self.in_pool(*vni, |pool| {
+                pool.wanted.insert(wanted.host, wanted.want);
+            }),
+            Change::WantedGone { vni, host } => self.in_pool(*vni, |pool| {
+                pool.wanted.remove(host);
+            }),
+        }
+    }
+
+    fn in_pool(&mut self, vni: Vni, change: impl FnOnce(&mut Pool)) {
+        if let Some(pool) = self.pools.get_mut(&vni) {
+            change(pool);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Endpoint, Host, HostId, MacAddr, Network, Vni};
+use crate::model::{Host, HostId, MacAddr, Network, Vni};
 
 mod change;
 mod check;
@@ -22,13 +22,14 @@ mod ranges;
 mod refusal;
 
 pub use change::{Change, FactsNews, Gap};
-pub use check::RecordFault;
+pub use check::{MAX_ALIASES, RecordFault};
 pub use command::{Command, NetworkSpec, Reply, Want, Wanted};
 pub use machine::{Secrets, StateMachine};
+pub use pool::{Claim, Grant};
 pub use ranges::{Range, Ranges};
 pub use refusal::Refusal;
 
-use pool::Pool;
+use pool::{Pool, Share};
 
 /// The first VNI given to a network that does not ask for one.
 pub const FIRST_VNI: u32 = 4096;
@@ -108,72 +109,70 @@ impl Facts {
     }
 
     /// Who may use an offset.
-    pub fn owner(&self, _vni: Vni, _offset: u32) -> Option<HostId> {
-        todo!()
+    pub fn owner(&self, vni: Vni, offset: u32) -> Option<HostId> {
+        self.grant(vni, offset).map(|grant| grant.host)
+    }
+
+    /// By which grant somebody may use an offset.
+    pub fn grant(&self, vni: Vni, offset: u32) -> Option<&Grant> {
+        self.pools.get(&vni)?.grant_at(offset)
+    }
+
+    /// The grants of a host in a network, ascending.
+    pub fn grants(&self, host: HostId, vni: Vni) -> impl Iterator<Item = &Grant> {
+        let pool = self.pools.get(&vni).into_iter();
+        pool.flat_map(move |pool| pool.grants_of(host))
     }
 
     /// The offsets that a host may use, ascending.
-    pub fn granted(&self, _host: HostId, _vni: Vni) -> Vec<Range> {
-        todo!()
+    pub fn granted(&self, host: HostId, vni: Vni) -> Vec<Range> {
+        let share = self.share(host, vni);
+        share.map_or_else(Vec::new, |share| share.offsets.iter().collect())
+    }
+
+    /// By which claim somebody may use a MAC address.
+    pub fn claim(&self, vni: Vni, mac: MacAddr) -> Option<&Claim> {
+        self.pools.get(&vni)?.claims.get(&mac)
     }
 
     /// The MAC addresses that a host has claimed, ascending.
-    pub fn claimed_macs(&self, _host: HostId, _vni: Vni) -> Vec<MacAddr> {
-        todo!()
+    pub fn claimed_macs(&self, host: HostId, vni: Vni) -> Vec<MacAddr> {
+        let share = self.share(host, vni);
+        share.map_or_else(Vec::new, |share| share.macs.iter().copied().collect())
     }
 
     /// The hosts with a grant in a network: exactly those that may have endpoints there.
-    pub fn participants(&self, _vni: Vni) -> BTreeSet<HostId> {
-        todo!()
+    pub fn participants(&self, vni: Vni) -> BTreeSet<HostId> {
+        let pool = self.pools.get(&vni).into_iter();
+        pool.flat_map(|pool| pool.holders().map(|(host, _)| host))
+            .collect()
     }
 
     /// The networks in which a host has a grant.
-    pub fn networks_of(&self, _host: HostId) -> Vec<Vni> {
-        todo!()
+    pub fn networks_of(&self, host: HostId) -> Vec<Vni> {
+        let pools = self.pools.iter();
+        let holds = |pool: &Pool| {
+            pool.share(host)
+                .is_some_and(|share| !share.offsets.is_empty())
+        };
+        pools
+            .filter(|(_, pool)| holds(pool))
+            .map(|(vni, _)| *vni)
+            .collect()
     }
 
     /// What hosts could not get in a network.
-    pub fn wanted(&self, _vni: Vni) -> Vec<Wanted> {
-        todo!()
+    pub fn wanted(&self, vni: Vni) -> Vec<Wanted> {
+        let pool = self.pools.get(&vni).into_iter();
+        pool.flat_map(|pool| &pool.wanted)
+            .map(|(host, want)| Wanted {
+                host: *host,
+                want: *want,
+            })
+            .collect()
     }
 
-    /// Whether `host` may say that it has such an endpoint.
-    ///
-    /// # Errors
-    /// What is wrong with it. [`RecordFault::is_lasting`] tells whether newer facts can allow it.
-    pub fn check(&self, _host: HostId, _endpoint: &Endpoint) -> Result<(), RecordFault> {
-        todo!()
-    }
-
-    /// Applies what happened between `after` and `version`. What is in it already does no harm.
-    ///
-    /// # Errors
-    /// [`Gap`] when it is older than `after`, or of another epoch; it is as it was then.
-    pub fn apply(
-        &mut self,
-        _after: Version,
-        _version: Version,
-        _changes: &[Change],
-    ) -> Result<(), Gap> {
-        todo!()
-    }
-
-    /// Takes news of any kind. Tells whether it became another version.
-    ///
-    /// # Errors
-    /// See [`Facts::apply`].
-    pub fn update(&mut self, news: FactsNews) -> Result<bool, Gap> {
-        let before = self.version;
-        match news {
-            FactsNews::Nothing => {}
-            FactsNews::Changes {
-                after,
-                version,
-                changes,
-            } => self.apply(after, version, &changes)?,
-            FactsNews::Snapshot(facts) if facts.version > self.version => *self = facts,
-            FactsNews::Snapshot(_) => {}
-        }
-        Ok(self.version != before)
+    fn share(&self, host: HostId, vni: Vni) -> Option<&Share> {
+        self.pools.get(&vni)?.share(host)
     }
 }

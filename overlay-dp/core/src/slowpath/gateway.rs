@@ -1,8 +1,8 @@
-//! The gateway of a network. Nobody routes there: it answers echo requests to its address, tells
-//! that it has no UDP ports, and takes nothing else.
+//! The gateway of a network. Nobody routes there: it answers echo requests to its addresses, one of
+//! each family, hands out what is asked of its DNS port, tells that it has no other UDP ports, and
+//! takes nothing else.
 
 use core::time::Duration;
-use std::net::IpAddr;
 
 use overlay_common::checksum::fold;
 use overlay_common::counters::DropReason;
@@ -12,9 +12,10 @@ use overlay_common::wire::{
 
 use super::Output;
 use super::emit::{Sink, sum};
-use super::icmp::{self, Ends, PROTO_ICMP};
 use super::limit::Limiter;
+use super::message::{Ends, HEAD_LEN, PROTO_ICMP};
 use super::port::FromPort;
+use super::{icmp, query};
 
 /// A packet to the gateway's address: its ends turned round, and what the IP header tells.
 struct ToGateway<'a> {
@@ -22,8 +23,6 @@ struct ToGateway<'a> {
     tos: u8,
     protocol: u8,
     message: &'a [u8],
-    /// What an upper-layer checksum covers besides the message.
-    pseudo_header: u32,
 }
 
 /// Answers a frame to a MAC that is in no FDB, if that is the gateway's.
@@ -38,22 +37,31 @@ pub(super) fn answer(
         return Err(not_ours);
     }
     let packet = from.inner.get(ETH_LEN..).unwrap_or_default();
-    let to = match (from.ethertype, from.network.gateway) {
-        (ETH_P_IP, IpAddr::V4(gateway)) => v4(packet, gateway.octets())?,
-        (ETH_P_IPV6, IpAddr::V6(gateway)) => v6(packet, gateway.octets())?,
+    let to = match (from.ethertype, from.gateway4(), from.gateway6()) {
+        (ETH_P_IP, Some(gateway), _) => v4(packet, gateway.octets())?,
+        (ETH_P_IPV6, _, Some(gateway)) => v6(packet, gateway.octets())?,
         _ => return Err(not_ours),
     };
     match (to.protocol, to.ends) {
         (PROTO_ICMP, Ends::V4(..)) => echo(from, &to, 8, 0, sink),
         (PROTO_ICMPV6, Ends::V6(..)) => echo(from, &to, 128, 129, sink),
-        (PROTO_UDP, Ends::V4(..)) if limiter.allow(from.ifindex, now) => {
-            icmp::v4_error_to(packet).ok_or(not_ours)?;
-            icmp::send_error(from, to.ends, [3, 3, 0, 0, 0, 0, 0, 0], sink);
-            Ok(())
-        }
-        (PROTO_UDP, Ends::V6(..)) if limiter.allow(from.ifindex, now) => {
-            icmp::v6_error_to(packet).ok_or(not_ours)?;
-            icmp::send_error(from, to.ends, [1, 4, 0, 0, 0, 0, 0, 0], sink);
+        (PROTO_UDP, ends) => {
+            let (may_be_told, head) = match ends {
+                Ends::V4(..) => (icmp::v4_error_to(packet).is_some(), [3, 3]),
+                Ends::V6(..) => (icmp::v6_error_to(packet).is_some(), [1, 4]),
+            };
+            // To nobody no answer goes, either.
+            if !may_be_told {
+                return Err(not_ours);
+            }
+            if to.message.get(2..4) == Some(&query::PORT.to_be_bytes()) {
+                return query::ask(from, ends, to.message, limiter, now, sink);
+            }
+            if !limiter.error(from.ifindex, now) {
+                return Err(not_ours);
+            }
+            let head = [head[0], head[1], 0, 0, 0, 0, 0, 0];
+            icmp::send_error(from, ends, head, sink);
             Ok(())
         }
         _ => Err(not_ours),
@@ -67,9 +75,14 @@ fn echo(
     reply: u8,
     sink: &mut Sink<'_, impl Output>,
 ) -> Result<(), DropReason> {
-    let split = to.message.split_first_chunk::<8>();
+    let split = to.message.split_first_chunk::<HEAD_LEN>();
     let (head, body) = split.ok_or(DropReason::Truncated)?;
-    if fold(u32::from(fold(sum(to.message))) + to.pseudo_header) != 0xffff {
+    let pseudo_header = match to.ends {
+        Ends::V4(..) => 0,
+        Ends::V6(..) => to.ends.pseudo_header(to.protocol, to.message.len()),
+    };
+    let pseudo_header = u32::from(fold(pseudo_header));
+    if fold(u32::from(fold(sum(to.message))) + pseudo_header) != 0xffff {
         return Err(DropReason::InnerHeader);
     }
     if head[0] != request || head[1] != 0 {
@@ -102,7 +115,6 @@ fn v4(packet: &[u8], gateway: [u8; 4]) -> Result<ToGateway<'_>, DropReason> {
         tos: ip[1],
         protocol: ip[9],
         message: message.ok_or(DropReason::Truncated)?,
-        pseudo_header: 0,
     })
 }
 
@@ -114,12 +126,10 @@ fn v6(packet: &[u8], gateway: Ip16) -> Result<ToGateway<'_>, DropReason> {
     if dst != gateway {
         return Err(DropReason::UnknownDestination);
     }
-    let pseudo_header = sum(&ip[8..]) + len as u32 + u32::from(ip[6]);
     Ok(ToGateway {
         ends: Ends::V6(gateway, *src.first_chunk().ok_or(DropReason::Truncated)?),
         tos: (ip[0] << 4) | (ip[1] >> 4),
         protocol: ip[6],
         message: rest.get(..len).ok_or(DropReason::Truncated)?,
-        pseudo_header: u32::from(fold(pseudo_header)),
     })
 }

@@ -1,29 +1,18 @@
 //! ICMP messages from a network's gateway, and when an error may be sent at all.
 
-use overlay_common::wire::{
-    ETH_LEN, ETH_P_IP, ETH_P_IPV6, IPV4_LEN, IPV6_LEN, Ip16, PROTO_ICMPV6, UNSPECIFIED, be16,
-};
+use overlay_common::wire::{ETH_LEN, IPV4_LEN, IPV6_LEN, Ip16, PROTO_ICMPV6, UNSPECIFIED, be16};
 
 use super::Output;
-use super::emit::{Sink, checksum, sum};
+use super::emit::Sink;
+use super::message::{self, Ends, HEAD_LEN, Head, PROTO_ICMP};
 use super::port::FromPort;
 
-/// IP protocol number of ICMP for IPv4.
-pub(super) const PROTO_ICMP: u8 = 1;
-const ICMP_LEN: usize = 8;
 /// No ICMPv4 error is longer than 576 bytes (RFC 1812 section 4.3.2.3).
-const V4_QUOTE: usize = 576 - IPV4_LEN - ICMP_LEN;
+const V4_QUOTE: usize = 576 - IPV4_LEN - HEAD_LEN;
 /// No ICMPv6 error is longer than 1280 bytes (RFC 4443 section 2.4 c).
-const V6_QUOTE: usize = 1280 - IPV6_LEN - ICMP_LEN;
+const V6_QUOTE: usize = 1280 - IPV6_LEN - HEAD_LEN;
 /// The TOS of ICMP errors: precedence 6 (RFC 1812 section 4.3.2.5).
 const ERROR_TOS: u8 = 0xc0;
-
-/// Source and destination of a message.
-#[derive(Clone, Copy)]
-pub(super) enum Ends {
-    V4([u8; 4], [u8; 4]),
-    V6(Ip16, Ip16),
-}
 
 /// Sends a message from the gateway's MAC to who sent the frame. `head` is the ICMP header,
 /// checksum 0.
@@ -31,62 +20,27 @@ pub(super) fn send(
     from: &FromPort<'_>,
     ends: Ends,
     tos: u8,
-    head: [u8; ICMP_LEN],
+    head: [u8; HEAD_LEN],
     body: &[u8],
     sink: &mut Sink<'_, impl Output>,
 ) {
-    let len = ICMP_LEN + body.len();
-    let ip_len = match ends {
-        Ends::V4(..) => IPV4_LEN,
-        Ends::V6(..) => IPV6_LEN,
+    let protocol = match ends {
+        Ends::V4(..) => PROTO_ICMP,
+        Ends::V6(..) => PROTO_ICMPV6,
     };
-    let gateway = from.network.gateway_mac().0;
-    sink.write_to_port(
-        from.ifindex,
-        from.port.vni,
-        ETH_LEN + ip_len + len,
-        |frame| {
-            let (eth, rest) = frame.split_at_mut(ETH_LEN);
-            let (ip, message) = rest.split_at_mut(ip_len);
-            eth[..6].copy_from_slice(&from.port.mac);
-            eth[6..12].copy_from_slice(&gateway);
-            message[..ICMP_LEN].copy_from_slice(&head);
-            message[ICMP_LEN..].copy_from_slice(body);
-            let [l0, l1] = ((ip_len + len) as u16).to_be_bytes();
-            let pseudo_header = match ends {
-                Ends::V4(src, dst) => {
-                    eth[12..].copy_from_slice(&ETH_P_IP.to_be_bytes());
-                    // DF: what is not fragmented needs no identification (RFC 6864).
-                    ip[..12]
-                        .copy_from_slice(&[0x45, tos, l0, l1, 0, 0, 0x40, 0, 64, PROTO_ICMP, 0, 0]);
-                    ip[12..16].copy_from_slice(&src);
-                    ip[16..].copy_from_slice(&dst);
-                    let checksum = checksum(ip, 0);
-                    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-                    0
-                }
-                Ends::V6(src, dst) => {
-                    eth[12..].copy_from_slice(&ETH_P_IPV6.to_be_bytes());
-                    let [l0, l1] = (len as u16).to_be_bytes();
-                    let class = [0x60 | (tos >> 4), tos << 4, 0, 0];
-                    ip[..4].copy_from_slice(&class);
-                    ip[4..8].copy_from_slice(&[l0, l1, PROTO_ICMPV6, 64]);
-                    ip[8..24].copy_from_slice(&src);
-                    ip[24..].copy_from_slice(&dst);
-                    sum(&ip[8..]) + len as u32 + u32::from(PROTO_ICMPV6)
-                }
-            };
-            let checksum = checksum(message, pseudo_header);
-            message[2..4].copy_from_slice(&checksum.to_be_bytes());
-        },
-    );
+    let head = Head {
+        protocol,
+        tos,
+        bytes: head,
+    };
+    message::send(from.link(), ends, head, body, sink);
 }
 
 /// Sends an error about the frame.
 pub(super) fn send_error(
     from: &FromPort<'_>,
     ends: Ends,
-    head: [u8; ICMP_LEN],
+    head: [u8; HEAD_LEN],
     sink: &mut Sink<'_, impl Output>,
 ) {
     let packet = from.inner.get(ETH_LEN..).unwrap_or_default();

@@ -4,15 +4,18 @@
 //! A frame is judged again by the programs' own code ([`overlay_common::verdict`]), over the whole
 //! tables instead of the maps. So what was only missing in a map is treated just as the fast path
 //! treats it, source checks included, and the map is filled. What remains is what the fast path
-//! never does: replication, answers for the gateway, ICMP errors. Nothing here allocates.
+//! never does: replication, answers for the gateway, ICMP errors. What containers ask the gateway's
+//! DNS port is handed out. Nothing here allocates.
 
 mod emit;
 mod flood;
 mod gateway;
 mod icmp;
 mod limit;
+mod message;
 mod neighbour;
 mod port;
+mod query;
 mod too_big;
 mod uplink;
 mod view;
@@ -27,6 +30,7 @@ use crate::tables::{MapUpdate, Tables};
 use emit::Sink;
 use limit::Limiter;
 use port::FromPort;
+pub use query::Asker;
 use uplink::FromUplink;
 
 /// Where the slow path's decisions go.
@@ -39,11 +43,18 @@ pub trait Output {
     /// after the tables have changed, it could undo what they say now.
     fn update(&mut self, update: MapUpdate);
 
+    /// A container has asked its gateway for a name, in the DNS message `payload`, which nobody has
+    /// looked into yet. [`Asker::answer`] answers.
+    fn query(&mut self, from: Asker, payload: &[u8]);
+
+    /// A container asked for more names than one may: the question is dropped.
+    fn query_refused(&mut self);
+
     /// A frame, or one copy of it, is dropped.
     fn drop(&mut self, reason: DropReason);
 }
 
-/// The slow path. It remembers nothing but the rate of its ICMP errors.
+/// The slow path. It remembers nothing but how much it did for each port lately.
 #[derive(Debug, Default)]
 pub struct SlowPath {
     limiter: Limiter,

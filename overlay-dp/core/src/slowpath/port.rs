@@ -1,6 +1,7 @@
 //! Frames that containers send.
 
 use core::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use overlay_common::counters::DropReason;
 use overlay_common::layout::{FdbEntry, FdbKey, NeighbourEntry, PortEntry};
@@ -10,6 +11,7 @@ use overlay_common::wire::{ETH_LEN, Mac, OUTER_V4_LEN, be16};
 
 use super::emit::{self, Sink};
 use super::limit::Limiter;
+use super::message::Link;
 use super::view::{Bytes, View};
 use super::{Output, gateway, neighbour, too_big};
 use crate::model::Network;
@@ -122,6 +124,32 @@ impl<'a> FromPort<'a> {
             | Verdict::EchoReply { .. }
             | Verdict::Forward { .. } => Err(DropReason::NotPunted),
         }
+    }
+
+    /// From the gateway's MAC back to the sender.
+    pub fn link(&self) -> Link {
+        Link {
+            ifindex: self.ifindex,
+            vni: self.port.vni,
+            dst: self.port.mac,
+            src: self.network.gateway_mac().0,
+        }
+    }
+
+    /// The gateway's IPv4 address, if it has one.
+    pub fn gateway4(&self) -> Option<Ipv4Addr> {
+        self.network.gateways().find_map(|gateway| match gateway {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// The gateway's IPv6 address, if it has one.
+    pub fn gateway6(&self) -> Option<Ipv6Addr> {
+        self.network.gateways().find_map(|gateway| match gateway {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(ip) => Some(ip),
+        })
     }
 
     fn fill_fdb(&self, entry: FdbEntry, sink: &mut Sink<'_, impl Output>) {

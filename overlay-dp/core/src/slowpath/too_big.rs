@@ -3,7 +3,6 @@
 //! 3 code 4 (RFC 1191) or ICMPv6 packet too big (RFC 4443 section 3.2), as from a router.
 
 use core::time::Duration;
-use std::net::IpAddr;
 
 use overlay_common::counters::DropReason;
 use overlay_common::layout::FdbKey;
@@ -11,8 +10,9 @@ use overlay_common::wire::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, is_group};
 
 use super::Output;
 use super::emit::Sink;
-use super::icmp::{self, Ends};
+use super::icmp;
 use super::limit::Limiter;
+use super::message::Ends;
 use super::port::FromPort;
 
 /// Tells the sender, or drops the frame when that can't be.
@@ -23,7 +23,7 @@ pub(super) fn answer(
     sink: &mut Sink<'_, impl Output>,
 ) -> Result<(), DropReason> {
     let ends = ends(from).ok_or(DropReason::PuntTooBig)?;
-    if !limiter.allow(from.ifindex, now) {
+    if !limiter.error(from.ifindex, now) {
         return Err(DropReason::PuntTooBig);
     }
     let mtu = mtu(from);
@@ -44,16 +44,15 @@ pub(super) fn answer(
 /// Who tells, and who is told.
 fn ends(from: &FromPort<'_>) -> Option<Ends> {
     let packet = from.inner.get(ETH_LEN..)?;
-    match (from.ethertype, from.network.gateway) {
-        (ETH_P_IP, IpAddr::V4(gateway)) if !is_group(&from.dst) => {
+    match from.ethertype {
+        ETH_P_IP if !is_group(&from.dst) => {
+            let gateway = from.gateway4()?;
             Some(Ends::V4(gateway.octets(), icmp::v4_error_to(packet)?))
         }
-        (ETH_P_IPV6, IpAddr::V6(gateway)) => {
-            Some(Ends::V6(gateway.octets(), icmp::v6_error_to(packet)?))
-        }
-        // A gateway without an IPv6 address still has the link-local one of its MAC.
-        (ETH_P_IPV6, IpAddr::V4(_)) => {
-            let gateway = from.network.gateway_mac().link_local();
+        ETH_P_IPV6 => {
+            // A gateway without an IPv6 address still has the link-local one of its MAC.
+            let gateway = from.gateway6();
+            let gateway = gateway.unwrap_or_else(|| from.network.gateway_mac().link_local());
             Some(Ends::V6(gateway.octets(), icmp::v6_error_to(packet)?))
         }
         _ => None,

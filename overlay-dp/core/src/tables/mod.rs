@@ -6,7 +6,7 @@
 //!
 //! - A network is in the maps only while this host has a port in it.
 //! - Frames to the gateway's MAC are the agent's to answer, so that MAC is in no FDB; the gateway's
-//!   address is in the neighbour map, because BPF answers ARP for it.
+//!   addresses, one of each family, are in the neighbour map: BPF answers ARP and ND for them.
 //! - When two endpoints claim one MAC or one address, the gateway comes before a local port, that
 //!   before a static entry, that before another host; among equals the first one counts until it
 //!   withdraws. What another host says counts only while its VTEP is known.
@@ -123,7 +123,7 @@ impl Tables {
             return;
         }
         let old = net.gateway.take();
-        let ips = [network.gateway];
+        let ips: Vec<IpAddr> = network.gateways().collect();
         let new = Record::new(network.gateway_mac(), &ips, old.as_ref(), &mut self.seq);
         net.replace(Owner::Gateway, old.as_ref(), Some(&new), &mut self.updates);
         net.gateway = Some(new);

@@ -115,7 +115,7 @@ fn answers_ping_of_its_ipv6_address() {
 
 #[test]
 fn has_no_udp_ports_on_ipv6() {
-    let datagram = [&[0x0f, 0xa0, 0, 53, 0, 12, 1, 1][..], &[9; 4]].concat();
+    let datagram = [&[0x0f, 0xa0, 0, 54, 0, 12, 1, 1][..], &[9; 4]].concat();
     let sent = from_container6(&mut Rig::new(), 17, &datagram).only();
     let error = parse_icmp6(&sent.inner);
     let port = icmpv6::DestUnreachableCode::Port;

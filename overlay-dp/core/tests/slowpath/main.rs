@@ -5,6 +5,7 @@ mod gateway;
 mod hostile;
 mod neighbour;
 mod packets;
+mod query;
 mod rig;
 mod too_big;
 mod unicast;

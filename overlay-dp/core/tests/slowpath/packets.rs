@@ -56,6 +56,17 @@ pub fn udp4(src: u8, dst_mac: Mac, dst: [u8; 4], len: usize) -> Vec<u8> {
     frame
 }
 
+/// A UDP datagram to the gateway's port 53.
+pub fn dns4(src: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(mac(src), mac(1))
+        .ipv4(v4(src), v4(1), 64)
+        .udp(4000, 53)
+        .write(&mut frame, payload)
+        .unwrap();
+    frame
+}
+
 /// A UDP datagram between link-local addresses.
 pub fn udp6(src: u8, dst_mac: Mac, dst: [u8; 16], len: usize) -> Vec<u8> {
     let mut frame = Vec::new();

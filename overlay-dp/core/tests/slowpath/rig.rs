@@ -6,6 +6,7 @@
 //!   port 12  10.0.0.12  network 1      B  192.0.2.2  10.0.0.3   smaller MTU
 //!   port 21  10.0.0.21  network 2      C  192.0.2.3  10.0.0.4   static, no host
 //!   port 31  fd00::11   network 3      D  192.0.2.4  10.0.0.5   no next hop
+//!   port 41  10.0.0.41 and fd04::41, network 4, whose gateways are 10.0.0.1 and fd04::1
 //! ```
 
 use std::collections::BTreeMap;
@@ -18,8 +19,8 @@ use overlay_common::layout::Config;
 use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::wire::{Mac, OUTER_V4_LEN, map_v4};
-use overlay_core::model::{Endpoint, MacAddr, Network, Vni};
-use overlay_core::slowpath::{Output, SlowPath};
+use overlay_core::model::{Endpoint, MacAddr, Network, Subnet, Vni};
+use overlay_core::slowpath::{Asker, Output, SlowPath};
 use overlay_core::tables::{Local, MapUpdate, NextHop, StaticEntry, Tables};
 
 pub const OWN: [u8; 4] = [172, 31, 1, 5];
@@ -52,6 +53,10 @@ pub struct Out {
     pub sent: Vec<Sent>,
     pub updates: Vec<MapUpdate>,
     pub drops: Vec<DropReason>,
+    /// What containers asked.
+    pub queries: Vec<(Asker, Vec<u8>)>,
+    /// How many questions were too many.
+    pub refused: usize,
     /// How many frames there is no room for.
     pub full: usize,
 }
@@ -70,6 +75,14 @@ impl Output for Out {
 
     fn update(&mut self, update: MapUpdate) {
         self.updates.push(update);
+    }
+
+    fn query(&mut self, from: Asker, payload: &[u8]) {
+        self.queries.push((from, payload.to_vec()));
+    }
+
+    fn query_refused(&mut self) {
+        self.refused += 1;
     }
 
     fn drop(&mut self, reason: DropReason) {
@@ -168,6 +181,16 @@ impl Rig {
                 ipv6: None,
             });
         }
+        tables.network_add(Network {
+            name: "net4".into(),
+            vni: vni(4),
+            subnet: "10.0.0.0/24".parse().unwrap(),
+            gateway: "10.0.0.1".parse().unwrap(),
+            ipv6: Some(Subnet {
+                subnet: "fd04::/64".parse().unwrap(),
+                gateway: "fd04::1".parse().unwrap(),
+            }),
+        });
         for (vtep, last) in [(A, 2), (B, 3), (D, 5)] {
             tables.vtep_add(vtep.into()).unwrap();
             tables.endpoint_up(vtep.into(), &endpoint(1, last)).unwrap();
@@ -191,6 +214,9 @@ impl Rig {
             ..endpoint(3, 31)
         };
         tables.port_up(31, &v6).unwrap();
+        let mut both = endpoint(4, 41);
+        both.ips.insert(1, "fd04::41".parse().unwrap());
+        tables.port_up(41, &both).unwrap();
         Rig {
             tables,
             slow: SlowPath::new(),
@@ -254,6 +280,7 @@ impl Out {
     #[track_caller]
     pub fn only(self) -> Sent {
         assert_eq!(self.drops, []);
+        assert_eq!((self.queries.len(), self.refused), (0, 0));
         assert_eq!(self.sent.len(), 1, "{:?}", self.sent);
         self.sent.into_iter().next().unwrap()
     }
@@ -264,6 +291,7 @@ impl Out {
         assert_eq!(self.drops, [reason]);
         assert!(self.sent.is_empty(), "{:?}", self.sent);
         assert_eq!(self.updates, []);
+        assert_eq!((self.queries.len(), self.refused), (0, 0));
     }
 
     /// To whom how many copies went.

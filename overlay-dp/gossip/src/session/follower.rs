@@ -1,0 +1,222 @@
+//! The end of a stream that learns what the other host has.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use overlay_core::facts::FactsNews;
+use overlay_core::model::{Endpoint, HostId, Vni};
+
+use super::Fault;
+use crate::book::Book;
+use crate::log::{Gap, MAX_ENDPOINTS};
+use crate::swim;
+use crate::wire::{Ask, Position, Tell, decode, digest, encode};
+
+/// Encoded facts of the largest cluster are smaller.
+const MAX_FACTS: usize = 64 << 20;
+
+/// A snapshot of which parts have come.
+struct Parts {
+    vni: Vni,
+    at: Position,
+    endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// Follows one host on one stream.
+pub struct Follower {
+    leader: HostId,
+    said_hello: bool,
+    greeted: bool,
+    /// [`Book::revision`] as of `subscribed`; none before the first time.
+    revision: Option<u64>,
+    /// What the leader was asked for.
+    subscribed: BTreeSet<Vni>,
+    /// Of these, those to be asked for again.
+    again: BTreeSet<Vni>,
+    /// And those that were, and have not been answered.
+    asked: BTreeSet<Vni>,
+    parts: Option<Parts>,
+    /// Parts of encoded facts.
+    facts: Vec<u8>,
+    /// The leader's facts do not follow on those here.
+    lacks_facts: bool,
+}
+
+impl Follower {
+    /// On a new stream to `leader`.
+    pub fn new(leader: HostId) -> Follower {
+        Follower {
+            leader,
+            said_hello: false,
+            greeted: false,
+            revision: None,
+            subscribed: BTreeSet::new(),
+            again: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            parts: None,
+            facts: Vec::new(),
+            lacks_facts: false,
+        }
+    }
+
+    /// The next frame to send, if there is one. `me` is [`Swim::me`](crate::Swim::me).
+    pub fn poll(&mut self, me: swim::Id, book: &Book) -> Option<Vec<u8>> {
+        if !self.said_hello {
+            self.said_hello = true;
+            return encode(&Ask::Hello {
+                swim: me,
+                facts: book.facts().version(),
+            });
+        }
+        if self.lacks_facts {
+            self.lacks_facts = false;
+            return encode(&Ask::Facts(book.facts().version()));
+        }
+        let revision = book.revision(self.leader);
+        if self.revision != Some(revision) {
+            let wanted: BTreeSet<Vni> = book.wanted(self.leader).map(|(vni, _)| vni).collect();
+            let gone: Vec<Vni> = self.subscribed.difference(&wanted).copied().collect();
+            if !gone.is_empty() {
+                for vni in &gone {
+                    self.subscribed.remove(vni);
+                    self.again.remove(vni);
+                    self.asked.remove(vni);
+                }
+                self.parts = self.parts.take().filter(|part| !gone.contains(&part.vni));
+                return encode(&Ask::Unsubscribe(gone));
+            }
+            let new = wanted.difference(&self.subscribed).copied();
+            self.again.extend(new);
+            self.revision = Some(revision);
+        }
+        if self.again.is_empty() {
+            return None;
+        }
+        let again = std::mem::take(&mut self.again);
+        let lines = book.wanted(self.leader);
+        let lines = lines.filter(|(vni, _)| again.contains(vni)).collect();
+        self.subscribed.extend(&again);
+        self.asked.extend(again);
+        encode(&Ask::Subscribe(lines))
+    }
+
+    /// Takes a frame. Returns the leader's identity when that is what it says, once: for
+    /// [`Swim::connected`](crate::Swim::connected).
+    ///
+    /// # Errors
+    /// When the stream must be given up.
+    pub fn receive(
+        &mut self,
+        frame: &[u8],
+        book: &mut Book,
+        now: Instant,
+    ) -> Result<Option<swim::Id>, Fault> {
+        let frame: Tell = decode(frame).ok_or(Fault::Malformed)?;
+        if let Tell::Hello(id) = frame {
+            if self.greeted {
+                return Err(Fault::Protocol("a second greeting"));
+            }
+            if id.host() != self.leader {
+                return Err(Fault::Protocol("somebody else's identity"));
+            }
+            self.greeted = true;
+            book.up(self.leader);
+            return Ok(Some(id));
+        }
+        if !self.greeted {
+            return Err(Fault::Protocol("no greeting"));
+        }
+        match frame {
+            Tell::Hello(_) => {}
+            Tell::Snapshot {
+                vni,
+                at,
+                first,
+                settled,
+                endpoints,
+                last,
+            } => self.snapshot(book, vni, at, (first, last), settled, endpoints)?,
+            Tell::Changes {
+                vni,
+                incarnation,
+                first,
+                changes,
+            } => {
+                if self.subscribed.contains(&vni) {
+                    match book.changes(self.leader, vni, incarnation, first, changes) {
+                        Ok(()) => _ = self.asked.remove(&vni),
+                        // What was under way when it was asked for may come, still.
+                        Err(Gap) if self.asked.contains(&vni) => {}
+                        Err(Gap) => _ = self.again.insert(vni),
+                    }
+                }
+            }
+            Tell::Digest(theirs) => {
+                let known = book.wanted(self.leader);
+                let ours = digest(known.filter(|(vni, _)| self.subscribed.contains(vni)));
+                if ours != theirs {
+                    self.again = self.subscribed.clone();
+                }
+            }
+            Tell::Facts { part, last } => self.facts(book, &part, last, now)?,
+        }
+        Ok(None)
+    }
+
+    fn snapshot(
+        &mut self,
+        book: &mut Book,
+        vni: Vni,
+        at: Position,
+        (first, last): (bool, bool),
+        settled: bool,
+        mut endpoints: Vec<Arc<Endpoint>>,
+    ) -> Result<(), Fault> {
+        if !self.subscribed.contains(&vni) {
+            return Ok(());
+        }
+        if first {
+            let endpoints = Vec::new();
+            self.parts = Some(Parts { vni, at, endpoints });
+        }
+        // A part without its first one was under way when it was no longer wanted.
+        let open = self.parts.as_mut();
+        let Some(parts) = open.filter(|parts| parts.vni == vni && parts.at == at) else {
+            return Ok(());
+        };
+        parts.endpoints.append(&mut endpoints);
+        if parts.endpoints.len() > MAX_ENDPOINTS {
+            return Err(Fault::Protocol("too many endpoints"));
+        }
+        if last && let Some(parts) = self.parts.take() {
+            book.snapshot(self.leader, vni, at, settled, parts.endpoints);
+            self.asked.remove(&vni);
+        }
+        Ok(())
+    }
+
+    fn facts(
+        &mut self,
+        book: &mut Book,
+        part: &[u8],
+        last: bool,
+        now: Instant,
+    ) -> Result<(), Fault> {
+        if !book.takes_facts_of(self.leader) {
+            // A manager of which this host has not heard yet, or no longer one: not a crime.
+            self.facts.clear();
+            return Ok(());
+        }
+        self.facts.extend_from_slice(part);
+        if self.facts.len() > MAX_FACTS {
+            return Err(Fault::Protocol("too many facts"));
+        }
+        if last {
+            let facts = std::mem::take(&mut self.facts);
+            let news: FactsNews = postcard::from_bytes(&facts).map_err(|_| Fault::Malformed)?;
+            self.lacks_facts = book.take_facts(news, now).is_err();
+        }
+        Ok(())
+    }
+}

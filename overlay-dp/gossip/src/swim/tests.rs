@@ -1,0 +1,197 @@
+//! A cluster in virtual time: hosts, a clock, and wires that can be cut.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rand::SeedableRng;
+
+use super::config::MAX_PACKET;
+use super::*;
+
+struct World {
+    now: Instant,
+    hosts: Vec<Swim>,
+    /// Hosts that nobody reaches.
+    cut: BTreeSet<u64>,
+    wire: VecDeque<(HostId, HostId, Bytes)>,
+    seen: Vec<(u64, Output)>,
+}
+
+impl World {
+    fn new(count: u64) -> World {
+        let host = |n| Swim::new(Id { host: n, life: 1 }, StdRng::seed_from_u64(n));
+        World {
+            now: Instant::now(),
+            hosts: (0..count).map(host).collect(),
+            cut: BTreeSet::new(),
+            wire: VecDeque::new(),
+            seen: Vec::new(),
+        }
+    }
+
+    fn connect(&mut self, a: usize, b: usize) {
+        let (a_id, b_id) = (self.hosts[a].me(), self.hosts[b].me());
+        self.hosts[a].connected(b_id, self.now);
+        self.hosts[b].connected(a_id, self.now);
+        self.settle();
+    }
+
+    /// Delivers all packets, and those that answer them.
+    fn settle(&mut self) {
+        loop {
+            for (n, host) in self.hosts.iter_mut().enumerate() {
+                while let Some(output) = host.poll() {
+                    match output {
+                        Output::Send(to, packet) => {
+                            assert!(packet.len() <= MAX_PACKET);
+                            self.wire.push_back((HostId(n as u64), to, packet));
+                        }
+                        output => self.seen.push((n as u64, output)),
+                    }
+                }
+            }
+            let Some((from, to, packet)) = self.wire.pop_front() else {
+                return;
+            };
+            if !self.cut.contains(&from.0) && !self.cut.contains(&to.0) {
+                let all = self.hosts.len() as u64;
+                let known = |id: HostId| id.0 < all;
+                let _ = self.hosts[to.0 as usize].receive(from, &packet, known, self.now);
+            }
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(next) = self
+            .hosts
+            .iter()
+            .filter_map(Swim::deadline)
+            .min()
+            .filter(|next| *next <= end)
+        {
+            self.now = next.max(self.now);
+            self.hosts.iter_mut().for_each(|host| host.tick(self.now));
+            self.settle();
+        }
+        self.now = end;
+    }
+
+    fn state(&self, of: u64, at: usize) -> Option<State> {
+        self.hosts[at]
+            .states()
+            .find(|(id, _)| id.0 == of)
+            .map(|(_, state)| state)
+    }
+}
+
+#[test]
+fn a_dead_host_is_noticed_in_seconds_and_noticed_again_when_it_is_back() {
+    let mut world = World::new(4);
+    // Who is connected with one hears of all.
+    (1..4).for_each(|n| world.connect(0, n));
+    world.run(Duration::from_secs(5));
+    for at in 0..4 {
+        let others: Vec<u64> = (0..4).filter(|of| *of != at).collect();
+        for of in others {
+            assert_eq!(
+                world.state(of, at as usize),
+                Some(State::Alive),
+                "{of} at {at}"
+            );
+        }
+    }
+    world.seen.clear();
+    world.cut.insert(3);
+    world.run(Duration::from_secs(9));
+    for at in 0..3 {
+        assert_eq!(world.state(3, at), Some(State::Down), "at {at}");
+    }
+    let down = |n: u64, output: &Output| n < 3 && matches!(output, Output::Down(id) if id.0 == 3);
+    assert_eq!(
+        world
+            .seen
+            .iter()
+            .filter(|(n, output)| down(*n, output))
+            .count(),
+        3
+    );
+
+    // Back in the same process: it takes up a new life when it hears that it was down.
+    world.seen.clear();
+    world.cut.clear();
+    world.connect(0, 3);
+    world.run(Duration::from_secs(5));
+    for at in 0..3 {
+        assert_eq!(world.state(3, at), Some(State::Alive), "at {at}");
+    }
+    assert!(world.hosts[3].me().life > 1);
+}
+
+#[test]
+fn a_removed_host_is_down() {
+    let mut world = World::new(2);
+    world.connect(0, 1);
+    world.hosts[0].remove(HostId(1), world.now);
+    world.hosts[0].remove(HostId(77), world.now);
+    assert_eq!(world.state(1, 0), Some(State::Down));
+}
+
+/// What host 1 sends to host 0 when it meets it.
+fn a_packet() -> (Swim, Bytes) {
+    let mut sender = Swim::new(Id { host: 1, life: 1 }, StdRng::seed_from_u64(1));
+    let now = Instant::now();
+    sender.connected(Id { host: 2, life: 1 }, now);
+    sender.connected(Id { host: 3, life: 1 }, now);
+    sender.connected(Id { host: 0, life: 1 }, now);
+    let gossiped = sender.foca.gossip(&mut sender.runtime);
+    sender.done(gossiped, now);
+    let packets = std::iter::from_fn(|| sender.poll()).filter_map(|output| match output {
+        Output::Send(_, packet) => Some(packet),
+        _ => None,
+    });
+    let packet = packets.max_by_key(Bytes::len).unwrap();
+    let receiver = Swim::new(Id { host: 0, life: 1 }, StdRng::seed_from_u64(0));
+    (receiver, packet)
+}
+
+fn sifted(from: u64, packet: &[u8], known: impl Fn(HostId) -> bool) -> Option<Bytes> {
+    let me = Id { host: 0, life: 1 };
+    sift(HostId(from), packet, known, me).map(|sifted| sifted.packet)
+}
+
+#[test]
+fn gossip_makes_no_members_and_nobody_speaks_for_another() {
+    let (_, packet) = a_packet();
+    assert_eq!(sifted(2, &packet, |_| true), None, "in another's name");
+    let all = sifted(1, &packet, |_| true).unwrap();
+    assert_eq!(all, packet, "unchanged when all are known");
+    let few = sifted(1, &packet, |id| id.0 < 2).unwrap();
+    assert!(few.len() < packet.len());
+
+    let (mut receiver, _) = a_packet();
+    let me_too = few.clone();
+    let _ = receiver.receive(HostId(1), &me_too, |id| id.0 < 2, Instant::now());
+    let known: Vec<u64> = receiver.states().map(|(id, _)| id.0).collect();
+    assert!(!known.contains(&2) && !known.contains(&3), "{known:?}");
+}
+
+proptest! {
+    #[test]
+    fn any_packet_is_survived(
+        noise: Vec<u8>,
+        at in any::<prop::sample::Index>(),
+        byte: u8,
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let (mut receiver, packet) = a_packet();
+        let now = Instant::now();
+        let _ = receiver.receive(HostId(1), &noise, |_| true, now);
+        let mut bent = packet.to_vec();
+        let at = at.index(bent.len());
+        bent[at] = byte;
+        let _ = receiver.receive(HostId(1), &bent, |_| true, now);
+        let _ = receiver.receive(HostId(1), &packet[..cut.index(packet.len())], |_| true, now);
+        receiver.tick(now + Duration::from_secs(10));
+    }
+}
