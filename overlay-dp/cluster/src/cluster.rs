@@ -326,10 +326,7 @@ impl Cluster {
         }
     }
 
-    fn secret<R>(
-        &self,
-        look: impl FnOnce(&overlay_core::facts::Secrets) -> R,
-    ) -> Result<R, Error> {
+    fn secret<R>(&self, look: impl FnOnce(&overlay_core::facts::Secrets) -> R) -> Result<R, Error> {
         let raft = self.node.raft();
         let read = raft.and_then(|raft| raft.read(|state| look(state.secrets())));
         read.ok_or_else(|| self.not_manager())

@@ -6,7 +6,7 @@ mod join;
 mod server;
 
 pub use client::{ask, exchange, voters};
-pub use join::{Joined, join};
+pub use join::join;
 pub use server::{accepted, answer, certify_self};
 
 /// The port that a manager's address without one means.

@@ -118,6 +118,9 @@ pub enum Error {
         /// What went wrong.
         problem: String,
     },
+    /// A backup that can't be restored.
+    #[error("{0}")]
+    Backup(String),
     /// The store of what managers agree on can't be used.
     #[error("{}: {problem}", path.display())]
     Raft {

@@ -81,9 +81,7 @@ impl Gossip {
     pub fn link(&self, host: HostId) -> Option<Connection> {
         let links = self.links.lock();
         let mut links = links.get(&host)?.iter();
-        links
-            .rfind(|link| link.close_reason().is_none())
-            .cloned()
+        links.rfind(|link| link.close_reason().is_none()).cloned()
     }
 
     fn add_link(&self, host: HostId, connection: &Connection) {

@@ -261,11 +261,6 @@ impl Node {
         SocketAddr::new(info.vtep, info.control_port)
     }
 
-    pub fn gossip_addr(&self) -> SocketAddr {
-        let info = self.info.lock();
-        SocketAddr::new(info.vtep, info.gossip_port)
-    }
-
     /// Answers on a gossip socket, in place of another one.
     pub fn open_gossip(self: &Arc<Self>, socket: Endpoint) -> Result<Option<Endpoint>, Error> {
         self.identity(|identity| sockets::certify_gossip(&socket, identity))?;

@@ -17,7 +17,7 @@ use crate::cluster::Cluster;
 use crate::error::Error;
 use crate::gossip::{self, Gossip};
 use crate::managers::{self, Raft, Wire};
-use crate::node::{self, Node, Parts, Sockets};
+use crate::node::{self, Node, Parts};
 use crate::state::{self, Store, Stored};
 use crate::token::new_secret;
 use crate::{control, pki, transport};
@@ -224,5 +224,12 @@ fn wall_clock() -> u64 {
 /// # Errors
 /// When it can't be restored.
 pub fn describe_backup(backup: &[u8]) -> Result<String, Error> {
-    todo!("{}", backup.len())
+    let facts =
+        overlay_raft::facts_of_backup(backup).map_err(|error| Error::Backup(error.to_string()))?;
+    let (hosts, networks) = (facts.hosts().count(), facts.networks().count());
+    let managers: Vec<&str> = facts.managers().map(|host| host.name.as_str()).collect();
+    Ok(format!(
+        "{hosts} hosts, {networks} networks; its managers were {}",
+        managers.join(", ")
+    ))
 }

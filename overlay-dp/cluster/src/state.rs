@@ -190,15 +190,6 @@ impl Store {
         })?
     }
 
-    /// Reads the state.
-    pub async fn read<R>(&self, look: impl FnOnce(&Stored) -> R) -> Result<R, Error> {
-        let state = self.state.lock().await;
-        state
-            .as_ref()
-            .map(look)
-            .ok_or_else(|| Error::NoCluster(self.dir.clone()))
-    }
-
     /// Forgets everything: this host has left.
     pub async fn delete(&self) -> Result<(), Error> {
         let mut state = self.state.lock().await;

@@ -25,3 +25,11 @@ pub use network::Transport;
 pub use raft::{Raft, RaftStatus};
 pub use timings::Timings;
 pub use wire::{MAX_COMMAND, MAX_MESSAGE};
+
+/// The facts in a backup, to look at before it is restored.
+///
+/// # Errors
+/// When it can't be restored.
+pub fn facts_of_backup(backup: &[u8]) -> Result<overlay_core::facts::Facts, BackupError> {
+    backup::read(backup).map(|(machine, _)| machine.facts().clone())
+}

@@ -146,7 +146,11 @@ fn next(
 /// This host itself if it is one, then the one that answered last, then those that are alive.
 fn order(node: &Node) -> Vec<Host> {
     let mut managers: Vec<Host> = node.facts(|facts| facts.managers().cloned().collect());
-    let (good, live, own) = (node.good_manager(), node.gossip.live(), node.raft().is_some());
+    let (good, live, own) = (
+        node.good_manager(),
+        node.gossip.live(),
+        node.raft().is_some(),
+    );
     managers.retain(|host| own || host.id != node.me);
     managers.sort_by_key(|host| {
         let (mine, alive) = (host.id == node.me, live.contains(&host.id));
@@ -197,7 +201,16 @@ async fn attempt(
     };
     let config = node.control_client();
     let mut sent = false;
-    let called = call_noting(&socket, config, addr, &host_name(id), ask, ANSWER, &mut sent).await;
+    let called = call_noting(
+        &socket,
+        config,
+        addr,
+        &host_name(id),
+        ask,
+        ANSWER,
+        &mut sent,
+    )
+    .await;
     called.map_err(|error| Failed { error, sent })
 }
 

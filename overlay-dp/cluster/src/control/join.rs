@@ -66,7 +66,7 @@ pub async fn join(
                 return Ok(Joined {
                     id,
                     identity,
-                    facts: *facts,
+                    facts,
                 });
             }
             Answer::NotLeader(leader) if Instant::now() < deadline => match leader {

@@ -139,9 +139,7 @@ pub async fn answer(node: &Arc<Node>, from: Option<HostId>, ask: Ask) -> Answer 
     let result = match (from, ask.request) {
         (Some(from), Request::Raft(message)) => voter(node, &raft, from, message).await,
         (Some(from), request) => member(node, &raft, from, request, have).await,
-        (None, Request::Join { secret, csr, info }) => {
-            join(node, &raft, &secret, &csr, info).await
-        }
+        (None, Request::Join { secret, csr, info }) => join(node, &raft, &secret, &csr, info).await,
         (None, _) => Err(denied("this needs a member's certificate: join first")),
     };
     result.unwrap_or_else(|no| {
@@ -182,7 +180,9 @@ fn read<R>(raft: &Raft, look: impl FnOnce(&facts::StateMachine) -> R) -> Result<
 }
 
 fn is_manager(raft: &Raft, host: HostId) -> Result<bool, No> {
-    read(raft, |state| state.facts().host(host).is_some_and(|host| host.manager))
+    read(raft, |state| {
+        state.facts().host(host).is_some_and(|host| host.manager)
+    })
 }
 
 /// A message of Raft's. One that is no manager any more may have to say how it became one no more.
@@ -353,14 +353,16 @@ async fn join(
     let cert = certify(raft, csr, id, manager)?;
     let same_vtep = |state: &facts::StateMachine| {
         let mut hosts = state.facts().hosts();
-        hosts.find(|host| host.vtep == info.vtep).map(|host| host.id)
+        hosts
+            .find(|host| host.vtep == info.vtep)
+            .map(|host| host.id)
     };
     // The same machine, set up anew without leaving first: nobody else can have its address.
     let replace = read(raft, same_vtep)?
         .filter(|other| *other != node.me && !node.gossip.live().contains(other));
     let host = info.host(id, manager);
     raft.propose(Command::HostAdd { host, replace }).await?;
-    let news = read(raft, |state| FactsNews::Snapshot(Box::new(state.facts().clone())))?;
+    let news = read(raft, |state| FactsNews::Snapshot(state.facts().clone()))?;
     Ok(Answer::Joined { id, cert, news })
 }
 

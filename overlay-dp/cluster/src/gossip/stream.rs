@@ -55,7 +55,8 @@ pub async fn follow(node: &Arc<Node>, connection: &Connection, host: HostId) -> 
             Err(StreamError::Connection(ended)) => return ended,
             Err(error) => note(node, host, &error),
         }
-        sleep(Duration::from_secs_f64(rand::rng().random_range(0.4..0.6))).await;
+        let pause = rand::rng().random_range(0.4..0.6);
+        sleep(Duration::from_secs_f64(pause)).await;
     }
 }
 

@@ -67,7 +67,10 @@ impl Transport for Wire {
         let node = self.node.get().and_then(Weak::upgrade);
         let node = node.ok_or_else(|| away("this host stops"))?;
         let peer = self.peer(to);
-        let connection = peer.connection(&node, to).await .ok_or_else(|| away("it can't be called"))?;
+        let connection = peer
+            .connection(&node, to)
+            .await
+            .ok_or_else(|| away("it can't be called"))?;
         peer.state.lock().waiting.get_or_insert_with(Instant::now);
         match exchange(&connection, request).await {
             Ok(Answer::Raft(reply)) => {
