@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use overlay_cluster::{Cluster, Error};
 use overlay_core::facts::{Facts, Refusal};
 use overlay_core::holdings::{GiveBack, Holdings, Need};
@@ -88,8 +88,7 @@ impl Addresses {
     /// When the file in `dir` can't be read.
     pub fn load(cluster: Cluster, dir: &Path) -> Result<Arc<Addresses>> {
         let file = JsonFile::new(dir, "addresses.json")?;
-        let mut holdings: Holdings = file.load()?;
-        holdings.restart();
+        let holdings: Holdings = file.load()?;
         Ok(Arc::new(Addresses {
             me: cluster.me().id,
             cluster,
@@ -111,7 +110,7 @@ impl Addresses {
         let held = network.and_then(|network| {
             let mut ips = endpoint.ips.iter();
             let offset = ips.find_map(|ip| network.offset_of(*ip))?;
-            let mac = Some(endpoint.mac).filter(|mac| network.mac_at(offset) != Some(*mac));
+            let mac = Some(endpoint.mac).filter(|mac| network.mac_at(offset) != *mac);
             Some(Held { offset, mac })
         });
         let mut state = self.state.lock();
@@ -149,31 +148,45 @@ impl Addresses {
         self.tidy();
         let held = found?;
         let network = &wish.network;
-        let mac = held.mac.or_else(|| network.mac_at(held.offset));
         Ok(Given {
             ips: network.address_at(held.offset),
-            mac: mac.ok_or_else(|| anyhow!("the network has no such address"))?,
+            mac: held.mac.unwrap_or_else(|| network.mac_at(held.offset)),
         })
     }
 
     async fn find(&self, wish: &Wish) -> Result<Held> {
         let vni = wish.network.vni;
         let asked = self
-            .ask(vni, |holdings, facts, me| holdings.take(facts, me, vni, wish.ip))
+            .ask(vni, |holdings, facts, me| {
+                holdings.take(facts, me, vni, wish.ip)
+            })
             .await;
         let offset = match asked {
-            Err(error) if wish.ip.is_none() && is_no_manager(&error) => {
-                self.spare(vni).ok_or(error)?
+            Ok(offset) => offset,
+            Err(error) => {
+                let spare = (wish.ip.is_none() && is_no_manager(&error))
+                    .then(|| self.spare(vni))
+                    .flatten();
+                let Some(spare) = spare else {
+                    let holdings = &mut self.state.lock().holdings;
+                    self.cluster
+                        .facts(|facts| holdings.gave_up(facts, vni, wish.ip));
+                    return Err(error);
+                };
+                spare
             }
-            asked => asked?,
         };
-        let own = wish.mac.filter(|mac| wish.network.mac_at(offset) != Some(*mac));
+        let own = wish.mac.filter(|mac| wish.network.mac_at(offset) != *mac);
         if let Some(mac) = own
             && let Err(error) = self
-                .ask(vni, |holdings, facts, me| holdings.take_mac(facts, me, vni, mac))
+                .ask(vni, |holdings, facts, me| {
+                    holdings.take_mac(facts, me, vni, mac)
+                })
                 .await
         {
-            self.state.lock().holdings.free(vni, offset);
+            let holdings = &mut self.state.lock().holdings;
+            holdings.gave_up_mac(vni, mac);
+            holdings.free(vni, offset);
             return Err(error);
         }
         Ok(Held { offset, mac: own })
@@ -280,7 +293,8 @@ impl Addresses {
     /// Addresses in use that the facts give to another host.
     pub fn lost(&self) -> Vec<(Vni, u32)> {
         let state = self.state.lock();
-        self.cluster.facts(|facts| state.holdings.lost(facts, self.me))
+        self.cluster
+            .facts(|facts| state.holdings.lost(facts, self.me))
     }
 
     /// Gives back and asks for, as long as the agent runs.
@@ -318,7 +332,13 @@ impl Addresses {
             returns
         };
         for back in returns {
-            match self.cluster.give_back(back.clone()).await {
+            let GiveBack {
+                vni,
+                ranges,
+                macs,
+                seen,
+            } = back.clone();
+            match self.cluster.give_back(vni, ranges, macs, seen).await {
                 Ok(()) => {}
                 Err(Error::Refused(refusal)) => {
                     tracing::debug!(%refusal, "an address is not taken back");
@@ -330,7 +350,8 @@ impl Addresses {
         }
         let wants = {
             let state = self.state.lock();
-            self.cluster.facts(|facts| state.holdings.wants(facts, self.me))
+            self.cluster
+                .facts(|facts| state.holdings.wants(facts, self.me))
         };
         for (vni, want) in wants {
             match self.cluster.grant(vni, want).await {

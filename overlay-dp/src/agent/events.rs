@@ -110,7 +110,7 @@ impl Agent {
         }
     }
 
-    async fn resolve_again(&mut self, vteps: Vec<IpAddr>) {
+    pub(super) async fn resolve_again(&mut self, vteps: Vec<IpAddr>) {
         for vtep in vteps {
             let hop = self
                 .next_hops
@@ -120,7 +120,7 @@ impl Agent {
         }
     }
 
-    fn all_vteps(&self) -> Vec<IpAddr> {
+    pub(super) fn all_vteps(&self) -> Vec<IpAddr> {
         self.tables.read().vteps().map(|v| v.ip).collect()
     }
 

@@ -80,7 +80,7 @@ impl Agent {
     }
 
     /// The hooks as they are now: somebody may have removed an interface or a program.
-    async fn hooks_now(&self) -> Vec<Hook> {
+    pub(super) async fn hooks_now(&self) -> Vec<Hook> {
         let mut hooks = self.hooks.clone();
         for hook in &mut hooks {
             let link = self.host.link(&hook.interface).await;

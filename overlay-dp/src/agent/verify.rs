@@ -95,7 +95,8 @@ impl Agent {
             let ranges = back.ranges.iter();
             let unused: u64 = ranges.map(|r| u64::from(r.last - r.first) + 1).sum();
             let macs = back.macs.len();
-            let problem = format!("leased to this host and not used: {unused} addresses, {macs} MACs");
+            let problem =
+                format!("leased to this host and not used: {unused} addresses, {macs} MACs");
             report.add("facts", self.network_name(back.vni), problem);
         }
         for (vni, offset) in self.addresses.lost() {
@@ -377,7 +378,7 @@ impl Agent {
         }
         self.find_dead_ports().await;
         self.addresses.tidy();
-        self.resolve_all().await;
+        self.resolve_again(self.all_vteps()).await;
         self.flush();
         Ok(())
     }

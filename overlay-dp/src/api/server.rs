@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
-    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo, names,
+    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, names,
 };
 use crate::agent::{Addresses, PortAdd, Reply, Request, Wish};
 use crate::instance::Instance;

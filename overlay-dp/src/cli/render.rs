@@ -39,7 +39,15 @@ pub fn families(n: &NetworkInfo) -> impl Iterator<Item = (IpNetwork, IpAddr)> {
 /// `network ls`
 pub fn networks(networks: &[NetworkInfo]) -> String {
     table(
-        ["NAME", "VNI", "SUBNET", "GATEWAY", "HOSTS", "ENDPOINTS", "ATTACHED"],
+        [
+            "NAME",
+            "VNI",
+            "SUBNET",
+            "GATEWAY",
+            "HOSTS",
+            "ENDPOINTS",
+            "ATTACHED",
+        ],
         networks.iter().map(|n| {
             [
                 n.name.clone(),
