@@ -18,7 +18,12 @@ const MOST: usize = 128;
 #[derive(Debug)]
 pub enum Outcome {
     /// The answer: the name is ours.
-    Answer(Vec<u8>),
+    Answer {
+        /// The message.
+        bytes: Vec<u8>,
+        /// Whether there is such a name.
+        found: bool,
+    },
     /// The answer that says what is wrong with the message.
     Unfit(Vec<u8>),
     /// The name is not ours.
@@ -44,7 +49,10 @@ pub fn answer(names: &Names, vni: Vni, message: &[u8], seed: u64) -> Outcome {
                 question: &question,
                 seed,
             };
-            Outcome::Answer(answering.encode(&found))
+            Outcome::Answer {
+                bytes: answering.encode(&found),
+                found: found != Found::Nothing,
+            }
         }
         _ => Outcome::Forward(Box::new(question)),
     }

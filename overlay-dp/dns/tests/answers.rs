@@ -90,7 +90,7 @@ fn question(name: &str, kind: RecordType, edns: Option<u16>) -> Vec<u8> {
 #[track_caller]
 fn ask_of(names: &Names, name: &str, kind: RecordType) -> Message {
     match answer(names, vni(1), &question(name, kind, None), 7) {
-        Outcome::Answer(bytes) => {
+        Outcome::Answer { bytes, .. } => {
             assert!(bytes.len() <= 512);
             let message = Message::from_vec(&bytes).unwrap();
             assert_eq!(message.id, 4242);
@@ -377,7 +377,7 @@ fn many_addresses_are_some_of_them_in_any_order() {
             (Some(65535), 1232, 70),
         ] {
             let asked = question("many", RecordType::A, edns);
-            let Outcome::Answer(bytes) = answer(&names, vni(1), &asked, seed) else {
+            let Outcome::Answer { bytes, .. } = answer(&names, vni(1), &asked, seed) else {
                 panic!()
             };
             assert!(bytes.len() <= limit);
@@ -400,7 +400,7 @@ fn many_addresses_are_some_of_them_in_any_order() {
     );
     // SRV records are longer, and their addresses the first to be left out.
     let asked = question("_many._tcp", RecordType::SRV, None);
-    let Outcome::Answer(bytes) = answer(&names, vni(1), &asked, 7) else {
+    let Outcome::Answer { bytes, .. } = answer(&names, vni(1), &asked, 7) else {
         panic!()
     };
     let message = Message::from_vec(&bytes).unwrap();
@@ -414,7 +414,7 @@ fn each_task_comes_first_about_as_often() {
     let mut first = std::collections::BTreeMap::new();
     for seed in 0..3000 {
         let asked = question("web", RecordType::A, None);
-        let Outcome::Answer(bytes) = answer(&names, vni(1), &asked, seed) else {
+        let Outcome::Answer { bytes, .. } = answer(&names, vni(1), &asked, seed) else {
             panic!()
         };
         let message = Message::from_vec(&bytes).unwrap();
@@ -537,7 +537,7 @@ proptest! {
 /// Whatever is asked: what is said is a message, to the one who asked, and not too long.
 fn check(names: &Names, message: &[u8], seed: u64) {
     match answer(names, vni(1), message, seed) {
-        Outcome::Answer(bytes) | Outcome::Unfit(bytes) => {
+        Outcome::Answer { bytes, .. } | Outcome::Unfit(bytes) => {
             assert_eq!(bytes[..2], message[..2]);
             assert!(bytes.len() <= 1232);
             let message = Message::from_vec(&bytes).unwrap();

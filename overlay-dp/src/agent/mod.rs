@@ -9,6 +9,7 @@ mod desk;
 mod events;
 mod leases;
 mod leave;
+mod names;
 mod next_hops;
 mod options;
 mod ports;
@@ -41,6 +42,7 @@ pub use state::Port;
 
 pub use leases::Leases;
 use leave::Lock;
+use names::NameService;
 use next_hops::NextHops;
 use slow::SlowThread;
 use state::{State, StateFile};
@@ -211,6 +213,7 @@ struct Agent {
     inner_mtu: u32,
     tables: Arc<RwLock<Tables>>,
     slow: SlowThread,
+    names: NameService,
     next_hops: NextHops,
     cluster: Cluster,
     members: HashMap<HostId, ClusterHost>,
