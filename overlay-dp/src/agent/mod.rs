@@ -13,13 +13,16 @@ mod names;
 mod next_hops;
 mod options;
 mod ports;
+mod probe;
 mod resolv_conf;
 mod slow;
 mod start;
 mod state;
 mod status;
+mod underlay;
+mod uplink;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,7 +36,7 @@ use parking_lot::RwLock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::{Detached, FdbRow, Netns, Status};
+use crate::api::{Detached, FdbRow, Netns, Status, VtepInfo};
 use crate::bpf::{Bpf, Hook};
 
 pub use leave::clean_up_after_dead_agent;
@@ -44,6 +47,7 @@ pub use leases::Leases;
 use leave::Lock;
 use names::NameService;
 use next_hops::NextHops;
+use probe::Prober;
 use slow::SlowThread;
 use state::{State, StateFile};
 
@@ -54,6 +58,8 @@ const TICK: Duration = Duration::from_secs(15);
 pub enum Request {
     /// The state of this host.
     Status(Reply<Status>),
+    /// The ways to the other VTEPs.
+    Vteps(Reply<Vec<VtepInfo>>),
     /// This host's ports.
     Ports(Reply<Vec<Port>>),
     /// Make a port for an endpoint that has its lease.
@@ -147,6 +153,8 @@ pub async fn run(options: Options) -> Result<()> {
                 None => agent.fatal = Some("the kernel's news have ended".to_owned()),
             },
             () = agent.slow.wait_for_updates() => agent.take_updates(),
+            () = agent.next_hops.wait() => agent.on_changes().await,
+            () = agent.prober.wait_for_news() => agent.on_probes().await,
             _ = tick.tick() => agent.on_tick().await,
             () = signals.received() => break None,
         }
@@ -215,8 +223,17 @@ struct Agent {
     slow: SlowThread,
     names: NameService,
     next_hops: NextHops,
+    prober: Prober,
+    /// What is wrong with the uplink.
+    uplink_problem: Option<String>,
+    /// Its interface was deleted, and its hook with it.
+    uplink_lost: bool,
+    /// Since when it has not had our address, but another one.
+    address_gone: Option<Instant>,
     cluster: Cluster,
     members: HashMap<HostId, ClusterHost>,
+    /// Hosts whose endpoints were withdrawn because nothing of them answers.
+    dead: HashSet<HostId>,
     leases: Arc<Leases>,
     /// The ends of the punt link, by ifindex.
     punt: [u32; 2],
@@ -232,7 +249,6 @@ struct Agent {
     /// Whether the last tick's sweep may believe that silent owners are gone.
     settled: bool,
     _lock: Lock,
-    _data_port: std::net::UdpSocket,
 }
 
 /// What the loop listens to.
@@ -265,6 +281,7 @@ impl Agent {
         // Whoever asked may be gone: an answer that nobody takes is no error.
         match request {
             Request::Status(reply) => drop(reply.send(self.status().await)),
+            Request::Vteps(reply) => drop(reply.send(self.vteps().await)),
             Request::Ports(reply) => drop(reply.send(Ok(self.state.ports.clone()))),
             Request::PortAdd(add, reply) => {
                 let done = self.port_add(*add).await;

@@ -306,15 +306,8 @@ impl Agent {
                 port.endpoint.name
             );
         }
-        let hop = self
-            .next_hops
-            .resolve(&self.host, entry.vtep, self.uplink.addr)
-            .await;
-        {
-            let mut tables = self.tables.write();
-            tables.static_add(entry.clone())?;
-            tables.next_hop(entry.vtep, hop);
-        }
+        self.tables.write().static_add(entry.clone())?;
+        self.resolve(vec![entry.vtep]).await;
         self.state
             .statics
             .retain(|s| (s.vni, s.mac) != (entry.vni, entry.mac));
@@ -334,6 +327,7 @@ impl Agent {
         };
         let row = self.static_row(&entry);
         self.tables.write().static_remove(vni, mac);
+        self.forget_if_unknown(entry.vtep);
         self.state.statics.retain(|s| (s.vni, s.mac) != (vni, mac));
         self.state_file.save(&self.state)?;
         Ok(row)
@@ -341,18 +335,14 @@ impl Agent {
 
     /// The static entries of a network that is gone go with it.
     pub(super) fn drop_statics_of(&mut self, vni: Vni) -> Result<()> {
-        let gone: Vec<MacAddr> = self
-            .state
-            .statics
-            .iter()
-            .filter(|s| s.vni == vni)
-            .map(|s| s.mac)
-            .collect();
+        let of_it = self.state.statics.iter().filter(|s| s.vni == vni);
+        let gone: Vec<(MacAddr, IpAddr)> = of_it.map(|s| (s.mac, s.vtep)).collect();
         if gone.is_empty() {
             return Ok(());
         }
-        for mac in gone {
+        for (mac, vtep) in gone {
             self.tables.write().static_remove(vni, mac);
+            self.forget_if_unknown(vtep);
         }
         self.state.statics.retain(|s| s.vni != vni);
         self.state_file.save(&self.state)

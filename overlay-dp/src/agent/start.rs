@@ -1,6 +1,6 @@
 //! Starting: checks first, then the data path, then the cluster, then what the last agent left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use super::leases::Leases;
 use super::leave::Lock;
 use super::names::NameService;
 use super::next_hops::NextHops;
+use super::probe::Prober;
 use super::state::StateFile;
 use super::{Agent, Inputs, Options, Request, datapath};
 use crate::api::server::{self, Api};
@@ -76,7 +77,12 @@ impl Agent {
                 sweep_due: true,
                 is_new,
                 next_hops: NextHops::default(),
+                prober: Prober::start(data_port, options.data_port)?,
+                uplink_problem: None,
+                uplink_lost: false,
+                address_gone: None,
                 members: HashMap::new(),
+                dead: HashSet::new(),
                 started: Instant::now(),
                 settled: false,
                 options,
@@ -87,7 +93,6 @@ impl Agent {
                 state,
                 state_file,
                 _lock: lock,
-                _data_port: data_port,
             };
             agent.take_over().await?;
             if !is_new && !is_member {
@@ -132,9 +137,12 @@ impl Agent {
             self.members.insert(member.host.id, member.host);
         }
         for entry in self.state.statics.clone() {
-            self.add_vtep(entry.vtep).await;
-            if let Err(error) = self.tables.write().static_add(entry.clone()) {
-                tracing::warn!(mac = %entry.mac, %error, "a static entry is not taken over");
+            let taken = self.tables.write().static_add(entry.clone());
+            match taken {
+                Ok(()) => self.resolve(vec![entry.vtep]).await,
+                Err(error) => {
+                    tracing::warn!(mac = %entry.mac, %error, "a static entry is not taken over");
+                }
             }
         }
         self.take_over_ports().await?;
@@ -179,9 +187,9 @@ fn inner_mtu(uplink: &Uplink, wanted: Option<u32>) -> Result<u32> {
 }
 
 /// Holds the data port, so that no kernel vxlan device or other program takes frames that are
-/// not ours, and so that a second one of us is noticed.
-fn reserve(address: IpAddr, port: u16) -> Result<std::net::UdpSocket> {
-    std::net::UdpSocket::bind((address, port)).map_err(|error| match error.kind() {
+/// not ours, and so that a second one of us is noticed. Probes use the socket.
+pub(super) fn reserve(address: IpAddr, port: u16) -> Result<std::net::UdpSocket> {
+    overlay_host::echo_socket(address, port).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => anyhow!(
             "port {port}/udp is taken on {address}: stop what uses it (see 'ss -ulpn' and 'ip -d link show type \
              vxlan'), or use another one on all hosts with --data-port"

@@ -23,7 +23,8 @@ use tokio::task::JoinHandle;
 
 use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
-    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo, names,
+    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo, VtepInfo,
+    names,
 };
 use crate::agent::{Leases, PortAdd, Reply, Request, join_address, join_command};
 use crate::instance::Instance;
@@ -70,6 +71,7 @@ pub async fn start(
             "/v1/containers",
             get(containers).post(container_add).delete(container_remove),
         )
+        .route("/v1/vteps", get(vteps))
         .route("/v1/fdb", get(fdb).post(fdb_add).delete(fdb_remove))
         .route("/v1/detach", post(detach))
         .fallback(no_such_route)
@@ -213,6 +215,10 @@ type Answer<T> = Result<Json<T>, Failure>;
 
 async fn status(State(ctx): State<Ctx>) -> Answer<Status> {
     Ok(Json(ctx.ask(Request::Status).await?))
+}
+
+async fn vteps(State(ctx): State<Ctx>) -> Answer<Vec<VtepInfo>> {
+    Ok(Json(ctx.ask(Request::Vteps).await?))
 }
 
 async fn token(State(ctx): State<Ctx>) -> Answer<TokenInfo> {

@@ -57,6 +57,9 @@ pub enum Command {
     /// The forwarding table: which MAC is behind which VTEP or port
     #[command(subcommand)]
     Fdb(FdbCommand),
+    /// The ways to the other hosts
+    #[command(subcommand)]
+    Vtep(VtepCommand),
     /// The join token
     #[command(subcommand)]
     Token(TokenCommand),
@@ -282,6 +285,19 @@ Example:
         #[arg(long)]
         network: String,
     },
+}
+
+/// `vtep`
+#[derive(Debug, Subcommand)]
+pub enum VtepCommand {
+    /// List the other hosts' tunnel addresses, and what is measured on the way there
+    #[command(
+        after_help = "STATE is what the cluster says of the host's agent, DATA PATH whether its data path answers \
+    probes by itself: 'answers', 'silent', or 'unknown' for one that never did, such as a Linux vxlan device. \
+    LATENCY is the average round trip, with the fastest and the 99th percentile of the last 100 probes. PATH MTU \
+    is the largest IP packet that arrives there and back."
+    )]
+    Ls,
 }
 
 /// `token`

@@ -15,12 +15,12 @@ use crate::agent::{self, Options};
 use crate::api::client::{agent_runs, call};
 use crate::api::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, FdbAdd, FdbRemove, FdbRow,
-    Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo,
+    Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo, VtepInfo,
 };
 use crate::instance::Instance;
 use args::{
     AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand,
-    TokenCommand,
+    TokenCommand, VtepCommand,
 };
 
 /// Parses the command line and does what it says. Errors are one line on standard error.
@@ -110,6 +110,10 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
         Command::Status => {
             let status: Status = call(instance, get, "/v1/status", none).await?;
             print(json, &status, || render::status(&status))
+        }
+        Command::Vtep(VtepCommand::Ls) => {
+            let vteps: Vec<VtepInfo> = call(instance, get, "/v1/vteps", none).await?;
+            print(json, &vteps, || render::vteps(&vteps))
         }
         Command::Token(TokenCommand::Show) => {
             let token: TokenInfo = call(instance, get, "/v1/token", none).await?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use comfy_table::{Table, presets};
 
-use crate::api::{ContainerInfo, FdbRow, NetworkDetail, NetworkInfo, Status};
+use crate::api::{ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo};
 
 fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
@@ -141,13 +141,65 @@ pub fn fdb(rows: &[FdbRow]) -> String {
     )
 }
 
+/// `vtep ls`
+pub fn vteps(vteps: &[VtepInfo]) -> String {
+    table(
+        [
+            "ADDRESS",
+            "HOST",
+            "STATE",
+            "DATA PATH",
+            "LATENCY",
+            "LOSS",
+            "PATH MTU",
+            "NEXT HOP",
+            "INTERFACE",
+        ],
+        vteps.iter().map(|v| {
+            let path = match v.data_path {
+                DataPath::Answers => "answers",
+                DataPath::Silent => "silent",
+                DataPath::Unknown => "unknown",
+            };
+            let latency = v.latency.map(|l| {
+                let (min, p99) = (duration(l.min_us), duration(l.p99_us));
+                format!("{} (min {min}, p99 {p99})", duration(l.average_us))
+            });
+            let dash = || "-".to_owned();
+            [
+                v.address.to_string(),
+                v.host_name.clone(),
+                v.state.clone(),
+                path.to_owned(),
+                latency.unwrap_or_else(dash),
+                v.loss_percent.map_or_else(dash, |p| format!("{p:.0}%")),
+                v.path_mtu.map_or_else(dash, |mtu| mtu.to_string()),
+                v.next_hop.map_or("unresolved".into(), |m| m.to_string()),
+                v.interface.clone().unwrap_or_else(dash),
+            ]
+        }),
+    )
+}
+
+/// Three digits say enough.
+fn duration(us: u64) -> String {
+    match us as f64 / 1000.0 {
+        ms if us < 1000 => format!("{ms:.2} ms"),
+        ms if us < 100_000 => format!("{ms:.1} ms"),
+        ms if us < 1_000_000 => format!("{ms:.0} ms"),
+        ms => format!("{:.1} s", ms / 1000.0),
+    }
+}
+
 /// `status`
 pub fn status(s: &Status) -> String {
     let role = if s.manager { "manager" } else { "worker" };
     let up = &s.uplink;
+    let problem = up.problem.as_ref();
+    let problem = problem.map_or(String::new(), |what| format!("\n  PROBLEM: {what}"));
     let head = format!(
         "{} ({role}, id {}), overlay-dp {}, pid {}, up {} s\n\
-         uplink {} ({}): VTEP {}, port {}/udp, MTU {}, containers {}\n\
+         uplink {} ({}): VTEP {}, port {}/udp, MTU {}, containers {}{problem}\n\
          {} containers on {} networks",
         s.host_name,
         s.host,
