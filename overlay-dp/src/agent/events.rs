@@ -73,6 +73,8 @@ impl Agent {
         for network in self.cluster.networks() {
             for (owner, endpoint) in self.cluster.endpoints(network.vni) {
                 if owner == host.id {
+                    self.names
+                        .change(|names| names.endpoint_up(owner, &endpoint));
                     self.endpoint_up(host.vtep, &endpoint);
                 }
             }

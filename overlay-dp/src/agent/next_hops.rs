@@ -75,6 +75,8 @@ pub struct Outcome {
     pub next_hop: Option<NextHop>,
     /// The way is another one now, over links of this MTU in bytes.
     pub moved: Option<u32>,
+    /// [`NextHops::is_blocked`] was true, and is not any more.
+    pub cleared: bool,
 }
 
 impl NextHops {
@@ -89,6 +91,7 @@ impl NextHops {
             let way = self.ways.entry(vtep).or_default();
             self.marked.remove(&vtep);
             let before = way.chosen;
+            let was_blocked = way.is_blocked(vtep);
             match look.way(vtep, src, before).await {
                 Ok((via, hop)) => {
                     way.via = via;
@@ -121,6 +124,7 @@ impl NextHops {
                 vtep,
                 next_hop: way.next_hop(vtep),
                 moved: moved.map(|hop| hop.mtu),
+                cleared: was_blocked && !way.is_blocked(vtep),
             });
         }
         let now = Instant::now();
@@ -141,6 +145,12 @@ impl NextHops {
     /// The neighbour that a VTEP is reached through.
     pub fn hop(&self, vtep: IpAddr) -> Option<Hop> {
         self.ways.get(&vtep)?.chosen
+    }
+
+    /// Whether nothing can get to a VTEP because of what is wrong here, not there: there is no
+    /// route, or the gateway does not answer.
+    pub fn is_blocked(&self, vtep: IpAddr) -> bool {
+        self.ways.get(&vtep).is_none_or(|way| way.is_blocked(vtep))
     }
 
     /// Forgets a VTEP.
@@ -234,6 +244,13 @@ impl NextHops {
 }
 
 impl Way {
+    fn is_blocked(&self, vtep: IpAddr) -> bool {
+        match self.chosen {
+            Some(hop) => self.retry.is_some() && hop.gateway != vtep,
+            None => true,
+        }
+    }
+
     fn next_hop(&self, vtep: IpAddr) -> Option<NextHop> {
         let hop = self.chosen?;
         let mtu = self.path_mtu.map_or(hop.mtu, |mtu| mtu.min(hop.mtu));

@@ -38,24 +38,27 @@ impl Agent {
     pub(super) async fn resolve(&mut self, vteps: Vec<IpAddr>) {
         let src = self.uplink.addr;
         let outcomes = self.next_hops.resolve(&self.host, vteps, src).await;
-        let mut tables = self.tables.write();
         for outcome in outcomes {
             let Outcome {
                 vtep,
                 next_hop,
                 moved,
+                cleared,
             } = outcome;
-            tables.next_hop(vtep, next_hop);
+            self.tables.write().next_hop(vtep, next_hop);
             if let Some(mtu) = moved {
                 self.prober.watch(vtep, mtu);
+            }
+            if cleared {
+                self.doubt(&|other| other == vtep);
             }
         }
     }
 
     /// Changes on the host have been gathered for a while.
     pub(super) async fn on_changes(&mut self) {
-        self.check_uplink().await;
         let marked = self.next_hops.take_marked();
+        self.check_uplink().await;
         self.resolve(marked).await;
     }
 
@@ -117,13 +120,13 @@ impl Agent {
     /// Neither a host's agent nor its data path answers: its endpoints are withdrawn, and come
     /// back when it does.
     fn host_is_dead(&mut self, id: HostId) {
-        // While our own uplink is down, nobody answers, and that says nothing about them.
-        if self.uplink_problem.is_some() {
-            return;
-        }
         let Some(vtep) = self.vtep_of(id) else {
             return;
         };
+        // While our own side is broken nobody answers, and that says nothing about them.
+        if self.uplink_problem.is_some() || self.next_hops.is_blocked(vtep) {
+            return;
+        }
         if !self.dead.insert(id) {
             return;
         }
@@ -131,6 +134,8 @@ impl Agent {
         for network in self.cluster.networks() {
             for (owner, endpoint) in self.cluster.endpoints(network.vni) {
                 if owner == id {
+                    self.names
+                        .change(|names| names.endpoint_down(id, &endpoint));
                     self.tables.write().endpoint_down(vtep, &endpoint);
                     withdrawn += 1;
                 }
@@ -139,12 +144,13 @@ impl Agent {
         tracing::warn!(host = %self.name_of(id), withdrawn, "host dead: its data path does not answer, its endpoints are withdrawn");
     }
 
-    /// Our own uplink works again: who did not answer meanwhile is looked at anew.
-    pub(super) fn doubt_again(&self) {
+    /// Our own side works again: whose agent does not answer is looked at anew.
+    pub(super) fn doubt(&self, which: &dyn Fn(IpAddr) -> bool) {
         for member in self.cluster.members() {
-            if !member.me && member.state == MemberState::Down {
-                self.prober.trust(member.host.vtep);
-                self.prober.suspect(member.host.vtep);
+            let vtep = member.host.vtep;
+            if !member.me && member.state == MemberState::Down && which(vtep) {
+                self.prober.trust(vtep);
+                self.prober.suspect(vtep);
             }
         }
     }

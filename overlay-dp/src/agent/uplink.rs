@@ -52,7 +52,7 @@ impl Agent {
         self.uplink_problem = problem;
         if works_again {
             self.next_hops.mark_all();
-            self.doubt_again();
+            self.doubt(&|_| true);
         }
     }
 
