@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use overlay_lab::{Container, Host, Lab, LabSpec, Ns, Overlay, ping, start_ping, test, wait_until};
+use overlay_lab::{Container, Host, Lab, LabSpec, Ns, Overlay, start_ping, test, wait_until};
 
 const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
 const SECOND: Duration = Duration::from_secs(1);

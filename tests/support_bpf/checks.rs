@@ -134,6 +134,13 @@ pub fn punted(outcome: &Outcome, kind: Kind, why: Reason) -> &[u8] {
     &outcome.bytes[50..]
 }
 
+/// A frame that the agent sends to a VTEP over IPv6.
+pub fn to_vtep6(dst: Ip4, inner: &[u8]) -> Vec<u8> {
+    let mut frame = vxlan6(VTEP, dst, 0, VNI, inner);
+    frame[..14].copy_from_slice(&punt::encode(Kind::ToVtep, None, 0, IP6));
+    frame
+}
+
 /// A frame that the agent sends: `kind` and what for.
 pub fn from_agent(kind: Kind, ifindex: u32, dst: Ip4, inner: &[u8]) -> Vec<u8> {
     let mut frame = vxlan(VTEP, dst, 0, VNI, inner);

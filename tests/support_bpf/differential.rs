@@ -4,20 +4,19 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use overlay_common::echo;
 use overlay_common::punt::Kind;
+use overlay_common::wire::Family;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::checks::*;
 use super::frames::*;
-use super::model;
-use super::object::{Beside, Hook};
+use super::object::{Beside, Hook, Object};
 use super::world::*;
-use crate::object;
+use super::{echo, model};
 
 /// Good frames of all kinds, to be made worse.
-fn templates(hook: Hook) -> Vec<Vec<u8>> {
+fn templates(hook: Hook, family: Family) -> Vec<Vec<u8>> {
     let everybody = [A, R, B, UNRESOLVED, LOST, NARROW, NOBODY];
     match hook {
         Hook::PortXdp | Hook::PortTc => everybody
@@ -37,12 +36,12 @@ fn templates(hook: Hook) -> Vec<Vec<u8>> {
             let mut wrapped = Vec::new();
             for inner in good.into_iter().flat_map(|(src, dst)| frames(src, dst)) {
                 for tos in 0..4 {
-                    wrapped.push(vxlan(VTEP_R, VTEP, tos, VNI, &inner));
+                    wrapped.push(wrap(family, VTEP_R, tos, &inner));
                 }
-                wrapped.push(vxlan(VTEP_NARROW, VTEP, 0, VNI, &inner));
+                wrapped.push(wrap(family, VTEP_NARROW, 0, &inner));
             }
             for _ in 0..20 {
-                wrapped.push(echo_request());
+                wrapped.push(echo::request(family, 90));
             }
             wrapped
         }
@@ -51,18 +50,21 @@ fn templates(hook: Hook) -> Vec<Vec<u8>> {
             .flat_map(|inner| {
                 [
                     from_agent(Kind::ToPort, PORT_B, VTEP, inner),
-                    from_agent(Kind::ToVtep, 0, VTEP_R, inner),
+                    match family {
+                        Family::V4 => from_agent(Kind::ToVtep, 0, VTEP_R, inner),
+                        Family::V6 => to_vtep6(VTEP_R, inner),
+                    },
                 ]
             })
             .collect(),
     }
 }
 
-/// An echo request as its sender's kernel makes it.
-fn echo_request() -> Vec<u8> {
-    let payload = [&echo::request(7)[..], &[0; 90]].concat();
-    let datagram = summed_udp(VTEP_R, VTEP, &payload);
-    eth([2; 6], [4; 6], IP, &ipv4(VTEP_R, VTEP, 0, UDP, &datagram))
+fn wrap(family: Family, src: Ip4, tos: u8, inner: &[u8]) -> Vec<u8> {
+    match family {
+        Family::V4 => vxlan(src, VTEP, tos, VNI, inner),
+        Family::V6 => vxlan6(src, VTEP, tos, VNI, inner),
+    }
 }
 
 /// What one endpoint may send to another.
@@ -96,7 +98,7 @@ struct Damage {
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
-    let offset = prop_oneof![4 => 0..64_usize, 2 => 64..120_usize, 1 => 0..1400_usize];
+    let offset = prop_oneof![4 => 0..64_usize, 2 => 64..140_usize, 1 => 0..1400_usize];
     let value = prop_oneof![any::<u8>(), Just(0), Just(0xff), Just(1), 0..9_u8];
     (
         any::<prop::sample::Index>(),
@@ -115,8 +117,19 @@ fn damage() -> impl Strategy<Value = Damage> {
 /// Every program says and does what the native verdict function, carried out by the model, does.
 #[test]
 fn programs_and_native_verdicts_agree() {
-    let tables = tables();
-    let mut object = object!();
+    agree(Family::V4);
+}
+
+#[test]
+fn programs_and_native_verdicts_agree_over_ipv6() {
+    agree(Family::V6);
+}
+
+fn agree(family: Family) {
+    let tables = tables_over(family);
+    let Some(mut object) = Object::load(&tables) else {
+        return;
+    };
     for hook in [
         Hook::PortXdp,
         Hook::PortTc,
@@ -124,7 +137,7 @@ fn programs_and_native_verdicts_agree() {
         Hook::UplinkTc,
         Hook::AgentTc,
     ] {
-        let templates = templates(hook);
+        let templates = templates(hook, family);
         let object = RefCell::new(&mut object);
         let seen = RefCell::new(HashMap::<String, u32>::new());
         let mut runner = TestRunner::new(Config {

@@ -3,6 +3,8 @@
 use etherparse::{Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
 use overlay_common::wire::{ARP_REQUEST, Ip16, Mac};
 
+use super::world::vtep6;
+
 pub type Ip4 = [u8; 4];
 
 pub const UDP: u8 = 17;
@@ -63,6 +65,17 @@ pub fn udp(src: u16, dst: u16, payload: &[u8]) -> Vec<u8> {
 /// A datagram between VXLAN ports with its checksum.
 pub fn summed_udp(src: Ip4, dst: Ip4, payload: &[u8]) -> Vec<u8> {
     let header = UdpHeader::with_ipv4_checksum(4789, 4789, &ip_header(src, dst), payload).unwrap();
+    [&header.to_bytes()[..], payload].concat()
+}
+
+/// The same over IPv6.
+pub fn summed_udp6(src: Ip4, dst: Ip4, payload: &[u8]) -> Vec<u8> {
+    let ip = Ipv6Header {
+        source: vtep6(src),
+        destination: vtep6(dst),
+        ..Ipv6Header::default()
+    };
+    let header = UdpHeader::with_ipv6_checksum(4789, 4789, &ip, payload).unwrap();
     [&header.to_bytes()[..], payload].concat()
 }
 
@@ -129,4 +142,13 @@ pub fn vxlan(src: Ip4, dst: Ip4, tos: u8, vni: u32, inner: &[u8]) -> Vec<u8> {
     let datagram = udp(50_000, 4789, &[&header, inner].concat());
     let ip = ipv4(src, dst, tos, UDP, &datagram);
     eth([2; 6], [4; 6], 0x0800, &ip)
+}
+
+/// The same over IPv6, from an address of [`super::world::vtep6`] to another.
+pub fn vxlan6(src: Ip4, dst: Ip4, class: u8, vni: u32, inner: &[u8]) -> Vec<u8> {
+    let [_, v0, v1, v2] = vni.to_be_bytes();
+    let header = [8, 0, 0, 0, v0, v1, v2, 0];
+    let datagram = udp(50_000, 4789, &[&header, inner].concat());
+    let ip = ipv6(vtep6(src), vtep6(dst), class, UDP, 64, &datagram);
+    eth([2; 6], [4; 6], 0x86dd, &ip)
 }

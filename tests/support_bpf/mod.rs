@@ -6,6 +6,7 @@ mod echo;
 pub mod frames;
 mod model;
 pub mod object;
+mod over_ipv6;
 mod port;
 mod uplink;
 pub mod world;

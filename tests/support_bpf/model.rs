@@ -2,7 +2,7 @@
 //! the programs' own; the rest is written again here, from the formats.
 
 use overlay_common::counters::{DropReason, Stat};
-use overlay_common::outer::OuterV4;
+use overlay_common::outer::{OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::testing::{Memory, Slice};
 use overlay_common::verdict::{Frame, Verdict, from_agent, from_port, from_uplink, neighbour};
@@ -73,8 +73,16 @@ impl Run<'_> {
                 vni,
             } => {
                 let config = self.tables.config.as_ref().unwrap();
-                let outer = OuterV4::to_vtep(config, vtep, dst, meta, vni).to_bytes(len);
-                bytes.splice(..0, outer);
+                match Family::of(dst) {
+                    Family::V4 => {
+                        let outer = OuterV4::to_vtep(config, vtep, dst, meta, vni);
+                        bytes.splice(..0, outer.to_bytes(len));
+                    }
+                    Family::V6 => {
+                        let outer = OuterV6::to_vtep(config, vtep, dst, meta, vni);
+                        bytes.splice(..0, outer.to_bytes(len));
+                    }
+                }
                 Stat::Encapsulated
             }
             Verdict::Switch { .. } => Stat::Switched,
@@ -86,18 +94,23 @@ impl Run<'_> {
                 neighbour::nd_reply(bytes.first_chunk_mut().unwrap(), &mac);
                 Stat::NdReplies
             }
-            Verdict::Decap { ecn, .. } => {
+            Verdict::Decap { ecn, family, .. } => {
+                let (outer, kept) = match family {
+                    Family::V4 => (50, 20),
+                    Family::V6 => (70, 40),
+                };
                 if let Some(ecn) = ecn {
-                    bytes[65] = ecn.byte1;
+                    bytes[outer + 15] = ecn.byte1;
                     if let Some(checksum) = ecn.checksum {
-                        bytes[74..76].copy_from_slice(&checksum);
+                        bytes[outer + 24..outer + 26].copy_from_slice(&checksum);
                     }
                 }
-                // The kernel keeps 20 bytes behind the Ethernet header.
-                if !self.hook.is_xdp() && bytes.len() < 84 {
-                    bytes.resize(84, 0);
+                // The kernel keeps an outer header's length behind the Ethernet header.
+                let least = outer + 14 + kept;
+                if !self.hook.is_xdp() && bytes.len() < least {
+                    bytes.resize(least, 0);
                 }
-                bytes.drain(..50);
+                bytes.drain(..outer);
                 match self.hook {
                     Hook::AgentTc => Stat::AgentToPort,
                     _ => Stat::Decapsulated,
@@ -149,7 +162,7 @@ impl Run<'_> {
             let headers = OuterV4::punted(config, marker, vni).to_bytes(bytes.len() as u32);
             bytes.splice(..0, headers);
         } else {
-            bytes[..14].copy_from_slice(&marker);
+            bytes[..12].copy_from_slice(&marker[..12]);
         }
         self.outcome.stats.push(Stat::Punted);
         Ok(())

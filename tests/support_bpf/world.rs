@@ -12,7 +12,7 @@ use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
 };
 use overlay_common::verdict::testing::Memory;
-use overlay_common::wire::{Ip16, Mac, UNSPECIFIED, map_v4};
+use overlay_common::wire::{Family, Ip16, Mac, UNSPECIFIED, map_v4};
 
 use super::frames::Ip4;
 
@@ -76,10 +76,27 @@ pub const fn link_local(ip: Ip4) -> Ip16 {
     ]
 }
 
+/// The address of a VTEP over IPv6: 2001:db8::<its IPv4 address>.
+pub const fn vtep6(ip: Ip4) -> Ip16 {
+    let mut ip6 = [0; 16];
+    (ip6[0], ip6[1], ip6[2], ip6[3]) = (0x20, 1, 0x0d, 0xb8);
+    (ip6[12], ip6[13], ip6[14], ip6[15]) = (ip[0], ip[1], ip[2], ip[3]);
+    ip6
+}
+
 pub fn tables() -> Memory {
+    tables_over(Family::V4)
+}
+
+/// The same with an underlay of that family.
+pub fn tables_over(family: Family) -> Memory {
+    let vtep = |ip: Ip4| match family {
+        Family::V4 => map_v4(ip),
+        Family::V6 => vtep6(ip),
+    };
     let mut tables = Memory {
         config: Some(Config {
-            vtep: map_v4(VTEP),
+            vtep: vtep(VTEP),
             punt_ifindex: PUNT,
             data_port: 4789,
             _zero: 0,
@@ -103,10 +120,10 @@ pub fn tables() -> Memory {
     let places = [
         (A, FdbEntry::local(PORT_A)),
         (B, FdbEntry::local(PORT_B)),
-        (R, FdbEntry::remote(map_v4(VTEP_R))),
-        (UNRESOLVED, FdbEntry::remote(map_v4(VTEP_UNRESOLVED))),
-        (LOST, FdbEntry::remote(map_v4(VTEP_LOST))),
-        (NARROW, FdbEntry::remote(map_v4(VTEP_NARROW))),
+        (R, FdbEntry::remote(vtep(VTEP_R))),
+        (UNRESOLVED, FdbEntry::remote(vtep(VTEP_UNRESOLVED))),
+        (LOST, FdbEntry::remote(vtep(VTEP_LOST))),
+        (NARROW, FdbEntry::remote(vtep(VTEP_NARROW))),
     ];
     for (ip, place) in places {
         tables.fdb.insert(FdbKey::new(VNI, mac(ip)), place);
@@ -126,9 +143,9 @@ pub fn tables() -> Memory {
         (VTEP_NARROW, UPLINK_IFINDEX, 1000),
     ] {
         tables.vteps.insert(
-            map_v4(ip),
+            vtep(ip),
             VtepEntry {
-                src_ip: map_v4(VTEP),
+                src_ip: vtep(VTEP),
                 ifindex,
                 mtu,
                 src_mac: OWN_UPLINK,

@@ -188,22 +188,27 @@ pub fn engage(prepared: &mut Prepared, uplink: &Uplink) -> Result<(Vec<Hook>, Pl
         )?,
     ];
     let mut plan = plan.clone();
+    hooks.push(hook_uplink(bpf, &mut plan, uplink)?);
+    Ok((hooks, plan))
+}
+
+/// Attaches to the uplink, and to no other one any more; `auto` may fall back.
+pub fn hook_uplink(bpf: &mut Bpf, plan: &mut Plan, uplink: &Uplink) -> Result<Hook> {
     let mut on_uplink = |plan: &Plan| {
         let Uplink { name, ifindex, .. } = uplink;
         bpf.attach(Site::Uplink, plan.uplink, name, *ifindex, &plan.uplink_why)
     };
-    let hook = match on_uplink(&plan) {
+    let hook = match on_uplink(plan) {
         Err(error) if plan.fallback => {
             tracing::warn!("{error:#}");
             plan.uplink = HookKind::Tcx;
             plan.uplink_why = format!("auto: driver {} refused native XDP", uplink.driver);
-            on_uplink(&plan)?
+            on_uplink(plan)?
         }
         other => other?,
     };
-    hooks.push(hook);
     bpf.detach_other_uplinks(uplink.ifindex)?;
-    Ok((hooks, plan))
+    Ok(hook)
 }
 
 /// Settings inside a container that keep checksums and lengths right for the hooks in use.

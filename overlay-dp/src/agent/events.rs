@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use overlay_cluster::Event;
 use overlay_common::wire::Ip16;
 use overlay_core::model::{Endpoint, Host, HostId};
-use overlay_host::HostEvent;
 
 use super::Agent;
 use super::verify::is_behind;
@@ -17,24 +16,32 @@ impl Agent {
                 tracing::info!(host = %host.name, vtep = %host.vtep, "host up");
                 self.add_vtep(host.vtep).await;
                 self.sweep_due = true;
-                if let Some(old) = self.members.insert(host.id, host.clone())
-                    && old.vtep != host.vtep
-                {
-                    self.remove_vtep(old.vtep);
+                let was_dead = self.host_is_up(&host);
+                let old = self.members.insert(host.id, host.clone());
+                let moved = old.map(|old| old.vtep).filter(|old| *old != host.vtep);
+                if let Some(old) = moved {
+                    self.remove_vtep(old);
+                }
+                if moved.is_some() || was_dead {
                     self.endpoints_again(&host);
                 }
             }
             Event::MemberDown(id) => {
-                tracing::warn!(host = %self.name_of(id), "host down: its entries stay for now, its data path may run on");
+                tracing::warn!(host = %self.name_of(id), "host down: its endpoints stay if its data path runs on");
+                self.host_is_down(id);
             }
             Event::MemberLeft(id) => {
                 tracing::info!(host = %self.name_of(id), "host left");
+                self.names.change(|names| names.host_gone(id));
                 if let Some(host) = self.members.remove(&id) {
+                    self.dead.remove(&id);
                     self.remove_vtep(host.vtep);
                 }
             }
             Event::NetworkAdded(network) => {
                 tracing::info!(network = %network.name, vni = %network.vni, subnet = %network.subnet, "network known");
+                self.names
+                    .change(|names| names.network_set(network.clone()));
                 self.tables.write().network_add(network);
             }
             Event::NetworkRemoved(network) => {
@@ -42,16 +49,21 @@ impl Agent {
                 if let Err(error) = self.drop_statics_of(network.vni) {
                     tracing::error!("{error:#}");
                 }
+                self.names.change(|names| names.network_gone(network.vni));
                 self.tables.write().network_remove(network.vni);
             }
             Event::FactsChanged => {}
             Event::Expelled => self.expelled = true,
             Event::EndpointUp { host, endpoint } => {
+                self.names
+                    .change(|names| names.endpoint_up(host, &endpoint));
                 if let Some(vtep) = self.vtep_of(host) {
                     self.endpoint_up(vtep, &endpoint);
                 }
             }
             Event::EndpointDown { host, endpoint } => {
+                self.names
+                    .change(|names| names.endpoint_down(host, &endpoint));
                 if let Some(vtep) = self.vtep_of(host) {
                     self.tables.write().endpoint_down(vtep, &endpoint);
                 }
@@ -59,11 +71,13 @@ impl Agent {
         }
     }
 
-    /// A host has moved to another VTEP, and its endpoints with it.
+    /// A host has moved to another VTEP, and its endpoints with it, or is back.
     fn endpoints_again(&mut self, host: &Host) {
         for network in self.cluster.networks() {
             for (owner, endpoint) in self.cluster.endpoints(network.vni) {
                 if owner == host.id {
+                    self.names
+                        .change(|names| names.endpoint_up(owner, &endpoint));
                     self.endpoint_up(host.vtep, &endpoint);
                 }
             }
@@ -83,106 +97,23 @@ impl Agent {
     }
 
     /// The VTEP of another host. Our own endpoints come back as events, too; they are not remote.
-    fn vtep_of(&self, id: HostId) -> Option<IpAddr> {
+    pub(super) fn vtep_of(&self, id: HostId) -> Option<IpAddr> {
         self.members
             .get(&id)
             .map(|h| h.vtep)
             .filter(|v| *v != self.uplink.addr)
     }
 
-    pub(super) async fn add_vtep(&mut self, vtep: IpAddr) {
-        let hop = self
-            .next_hops
-            .resolve(&self.host, vtep, self.uplink.addr)
-            .await;
-        let mut tables = self.tables.write();
-        if let Err(error) = tables.vtep_add(vtep) {
-            tracing::warn!(%vtep, %error, "a VTEP is not taken");
-            return;
-        }
-        tables.next_hop(vtep, hop);
-    }
-
-    pub(super) fn remove_vtep(&mut self, vtep: IpAddr) {
-        self.tables.write().vtep_remove(vtep);
-        if !self.state.statics.iter().any(|s| s.vtep == vtep) {
-            self.next_hops.forget(&vtep);
-        }
-    }
-
-    pub(super) async fn resolve_again(&mut self, vteps: Vec<IpAddr>) {
-        for vtep in vteps {
-            let hop = self
-                .next_hops
-                .resolve(&self.host, vtep, self.uplink.addr)
-                .await;
-            self.tables.write().next_hop(vtep, hop);
-        }
-    }
-
-    pub(super) fn all_vteps(&self) -> Vec<IpAddr> {
-        self.tables.read().vteps().map(|v| v.ip).collect()
-    }
-
-    pub(super) async fn on_host(&mut self, event: HostEvent) {
-        match event {
-            HostEvent::LinkGone { ifindex, name } => {
-                if ifindex == self.uplink.ifindex {
-                    tracing::error!(interface = %name, "the uplink is gone: 'overlay-dp detach', then attach to another");
-                }
-                if self.punt.contains(&ifindex) {
-                    self.fatal = Some(format!("the punt link's end {name} is gone"));
-                }
-                self.port_gone(ifindex).await;
-            }
-            HostEvent::Neighbour { ip, ifindex, .. } => {
-                let through = self.next_hops.through(ip, ifindex);
-                self.resolve_again(through).await;
-            }
-            HostEvent::Route | HostEvent::Address { .. } => {
-                self.resolve_again(self.all_vteps()).await
-            }
-            HostEvent::LinkChanged { ifindex, mtu, .. } if ifindex == self.uplink.ifindex => {
-                self.uplink_mtu(mtu);
-                self.resolve_again(self.all_vteps()).await;
-            }
-            HostEvent::LinkChanged { .. } => {}
-            HostEvent::Overrun => {
-                self.resolve_again(self.all_vteps()).await;
-                self.find_dead_ports().await;
-            }
-        }
-    }
-
-    /// Containers keep the MTU that they have; what is now too big for the way is answered.
-    fn uplink_mtu(&mut self, mtu: u32) {
-        if mtu == self.uplink.mtu {
-            return;
-        }
-        self.uplink.mtu = mtu;
-        let most = self.uplink.container_mtu();
-        self.inner_mtu = self.options.mtu.map_or(most, |wanted| wanted.min(most));
-        tracing::warn!(
-            mtu,
-            containers = self.inner_mtu,
-            "the uplink's MTU has changed"
-        );
-        self.tables.write().set_mtu(self.inner_mtu);
-    }
-
     pub(super) async fn on_tick(&mut self) {
         if !self.slow.is_running() {
             self.fatal = Some("the slow path has ended".to_owned());
         }
+        if !self.names.is_running() {
+            self.fatal = Some("the name service has ended".to_owned());
+        }
         self.next_hops.keep_fresh(&self.host).await;
-        let unresolved = self
-            .tables
-            .read()
-            .vteps()
-            .filter(|v| v.next_hop.is_none())
-            .map(|v| v.ip)
-            .collect();
-        self.resolve_again(unresolved).await;
+        self.next_hops.mark_all();
+        self.next_hops.look_soon();
         // One whole tick after the start, the hosts that are alive have told all they own.
         if self.settled && self.sweep_due {
             self.sweep_due = false;

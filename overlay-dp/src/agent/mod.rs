@@ -9,17 +9,21 @@ mod datapath;
 mod desk;
 mod events;
 mod leave;
+mod names;
 mod next_hops;
 mod options;
 mod ports;
+mod probe;
 mod resolv_conf;
 mod slow;
 mod start;
 mod state;
 mod status;
+mod underlay;
+mod uplink;
 mod verify;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,7 +37,7 @@ use parking_lot::RwLock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::{Detached, FdbRow, Netns, Status};
+use crate::api::{Detached, FdbRow, Netns, Status, VtepInfo};
 use crate::bpf::{Bpf, Hook};
 
 pub use leave::clean_up_after_dead_agent;
@@ -43,7 +47,9 @@ pub use state::Port;
 
 pub use addresses::{Addresses, Wish};
 use leave::Lock;
+use names::NameService;
 use next_hops::NextHops;
+use probe::Prober;
 use slow::SlowThread;
 use state::{State, StateFile};
 pub use verify::Finding;
@@ -55,6 +61,8 @@ const TICK: Duration = Duration::from_secs(15);
 pub enum Request {
     /// The state of this host.
     Status(Reply<Status>),
+    /// The ways to the other VTEPs.
+    Vteps(Reply<Vec<VtepInfo>>),
     /// This host's ports.
     Ports(Reply<Vec<Port>>),
     /// Make a port for an endpoint that has its lease.
@@ -150,6 +158,8 @@ pub async fn run(options: Options) -> Result<()> {
                 None => agent.fatal = Some("the kernel's news have ended".to_owned()),
             },
             () = agent.slow.wait_for_updates() => agent.take_updates(),
+            () = agent.next_hops.wait() => agent.on_changes().await,
+            () = agent.prober.wait_for_news() => agent.on_probes().await,
             _ = tick.tick() => agent.on_tick().await,
             () = signals.received() => break None,
         }
@@ -220,9 +230,19 @@ struct Agent {
     inner_mtu: u32,
     tables: Arc<RwLock<Tables>>,
     slow: SlowThread,
+    names: NameService,
     next_hops: NextHops,
+    prober: Prober,
+    /// What is wrong with the uplink.
+    uplink_problem: Option<String>,
+    /// Its interface was deleted, and its hook with it.
+    uplink_lost: bool,
+    /// Since when it has not had our address, but another one.
+    address_gone: Option<Instant>,
     cluster: Cluster,
     members: HashMap<HostId, ClusterHost>,
+    /// Hosts whose endpoints were withdrawn because nothing of them answers.
+    dead: HashSet<HostId>,
     addresses: Arc<Addresses>,
     /// The ends of the punt link, by ifindex.
     punt: [u32; 2],
@@ -240,7 +260,6 @@ struct Agent {
     /// Whether the last tick's sweep may believe that silent owners are gone.
     settled: bool,
     _lock: Lock,
-    _data_port: std::net::UdpSocket,
 }
 
 /// What the loop listens to.
@@ -276,6 +295,7 @@ impl Agent {
         // Whoever asked may be gone: an answer that nobody takes is no error.
         match request {
             Request::Status(reply) => drop(reply.send(self.status().await)),
+            Request::Vteps(reply) => drop(reply.send(self.vteps().await)),
             Request::Ports(reply) => drop(reply.send(Ok(self.state.ports.clone()))),
             Request::PortAdd(add, reply) => {
                 let done = self.port_add(*add).await;

@@ -121,6 +121,9 @@ impl Agent {
             self.plan.port_why,
         )?;
         self.hooks.push(hook);
+        let me = self.cluster.me().id;
+        self.names
+            .change(|names| names.endpoint_up(me, &port.endpoint));
         Ok(())
     }
 
@@ -149,6 +152,9 @@ impl Agent {
             port_ifindex,
             ..
         } = &port.local;
+        let me = self.cluster.me().id;
+        self.names
+            .change(|names| names.endpoint_down(me, &port.endpoint));
         self.tables.write().port_down(*port_ifindex);
         self.flush();
         resolv_conf::remove_of(port);
@@ -307,15 +313,8 @@ impl Agent {
                 port.endpoint.name
             );
         }
-        let hop = self
-            .next_hops
-            .resolve(&self.host, entry.vtep, self.uplink.addr)
-            .await;
-        {
-            let mut tables = self.tables.write();
-            tables.static_add(entry.clone())?;
-            tables.next_hop(entry.vtep, hop);
-        }
+        self.tables.write().static_add(entry.clone())?;
+        self.resolve(vec![entry.vtep]).await;
         self.state
             .statics
             .retain(|s| (s.vni, s.mac) != (entry.vni, entry.mac));
@@ -335,6 +334,7 @@ impl Agent {
         };
         let row = self.static_row(&entry);
         self.tables.write().static_remove(vni, mac);
+        self.forget_if_unknown(entry.vtep);
         self.state.statics.retain(|s| (s.vni, s.mac) != (vni, mac));
         self.state_file.save(&self.state)?;
         Ok(row)
@@ -342,18 +342,14 @@ impl Agent {
 
     /// The static entries of a network that is gone go with it.
     pub(super) fn drop_statics_of(&mut self, vni: Vni) -> Result<()> {
-        let gone: Vec<MacAddr> = self
-            .state
-            .statics
-            .iter()
-            .filter(|s| s.vni == vni)
-            .map(|s| s.mac)
-            .collect();
+        let of_it = self.state.statics.iter().filter(|s| s.vni == vni);
+        let gone: Vec<(MacAddr, IpAddr)> = of_it.map(|s| (s.mac, s.vtep)).collect();
         if gone.is_empty() {
             return Ok(());
         }
-        for mac in gone {
+        for (mac, vtep) in gone {
             self.tables.write().static_remove(vni, mac);
+            self.forget_if_unknown(vtep);
         }
         self.state.statics.retain(|s| s.vni != vni);
         self.state_file.save(&self.state)

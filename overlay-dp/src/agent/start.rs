@@ -1,6 +1,6 @@
 //! Starting: checks first, then the data path, then the cluster, then what the last agent left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -14,7 +14,9 @@ use tokio::sync::mpsc;
 
 use super::addresses::Addresses;
 use super::leave::Lock;
+use super::names::NameService;
 use super::next_hops::NextHops;
+use super::probe::Prober;
 use super::state::StateFile;
 use super::{Agent, Inputs, Options, Request, datapath};
 use crate::api::server::{self, Api};
@@ -72,13 +74,19 @@ impl Agent {
                 inner_mtu,
                 tables: prepared.tables,
                 slow: prepared.slow,
+                names: NameService::start(prepared.desk, options.resolv_conf.clone()),
                 punt: [prepared.punt.near_ifindex, prepared.punt.far_ifindex],
                 fatal: None,
                 expelled: false,
                 sweep_due: true,
                 is_new,
                 next_hops: NextHops::default(),
+                prober: Prober::start(data_port, options.data_port)?,
+                uplink_problem: None,
+                uplink_lost: false,
+                address_gone: None,
                 members: HashMap::new(),
+                dead: HashSet::new(),
                 started: Instant::now(),
                 settled: false,
                 options,
@@ -89,7 +97,6 @@ impl Agent {
                 state,
                 state_file,
                 _lock: lock,
-                _data_port: data_port,
             };
             agent.take_over().await?;
             match std::fs::remove_file(restore_file(&agent.options.instance)) {
@@ -132,6 +139,8 @@ impl Agent {
     /// static entries of the last agent.
     async fn take_over(&mut self) -> Result<()> {
         for network in self.cluster.networks() {
+            self.names
+                .change(|names| names.network_set(network.clone()));
             self.tables.write().network_add(network);
         }
         for member in self.cluster.members().into_iter().filter(|m| !m.me) {
@@ -139,9 +148,12 @@ impl Agent {
             self.members.insert(member.host.id, member.host);
         }
         for entry in self.state.statics.clone() {
-            self.add_vtep(entry.vtep).await;
-            if let Err(error) = self.tables.write().static_add(entry.clone()) {
-                tracing::warn!(mac = %entry.mac, %error, "a static entry is not taken over");
+            let taken = self.tables.write().static_add(entry.clone());
+            match taken {
+                Ok(()) => self.resolve(vec![entry.vtep]).await,
+                Err(error) => {
+                    tracing::warn!(mac = %entry.mac, %error, "a static entry is not taken over");
+                }
             }
         }
         self.take_over_ports().await?;
@@ -185,9 +197,9 @@ fn inner_mtu(uplink: &Uplink, wanted: Option<u32>) -> Result<u32> {
 }
 
 /// Holds the data port, so that no kernel vxlan device or other program takes frames that are
-/// not ours, and so that a second one of us is noticed.
-fn reserve(address: IpAddr, port: u16) -> Result<std::net::UdpSocket> {
-    std::net::UdpSocket::bind((address, port)).map_err(|error| match error.kind() {
+/// not ours, and so that a second one of us is noticed. Probes use the socket.
+pub(super) fn reserve(address: IpAddr, port: u16) -> Result<std::net::UdpSocket> {
+    overlay_host::echo_socket(address, port).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => anyhow!(
             "port {port}/udp is taken on {address}: stop what uses it (see 'ss -ulpn' and 'ip -d link show type \
              vxlan'), or use another one on all hosts with --data-port"

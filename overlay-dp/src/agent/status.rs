@@ -1,14 +1,18 @@
 //! What the agent knows, for people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::Result;
-use overlay_cluster::MemberState;
+use overlay_cluster::{Member, MemberState};
 use overlay_core::model::MacAddr;
-use overlay_core::tables::Origin;
+use overlay_core::tables::{Origin, VtepRow};
 
 use super::Agent;
-use crate::api::{FdbRow, Status, UplinkStatus, VtepStatus};
+use crate::api::{
+    DataPath, FdbRow, LatencyInfo, ProbeCounters, Status, UplinkStatus, VtepInfo, VtepStatus,
+};
 use crate::bpf::Hook;
 
 impl Agent {
@@ -16,22 +20,17 @@ impl Agent {
         let hooks = self.hooks_now().await;
         let me = self.cluster.me();
         let members = self.cluster.members();
+        let probes = self.prober.counters();
         let tables = self.tables.read();
         let vteps = tables
             .vteps()
             .map(|vtep| {
                 let member = members.iter().find(|m| m.host.vtep == vtep.ip);
-                let state = match member.map(|m| m.state) {
-                    Some(MemberState::Alive) => "alive",
-                    Some(MemberState::Suspect) => "suspect",
-                    Some(MemberState::Down) => "down",
-                    None => "static",
-                };
                 VtepStatus {
                     address: vtep.ip,
                     host: member.map(|m| m.host.id),
                     host_name: member.map_or("-".to_owned(), |m| m.host.name.clone()),
-                    state: state.to_owned(),
+                    state: state_of(member).to_owned(),
                     next_hop: vtep.next_hop.map(|h| MacAddr(h.dst_mac)),
                     ifindex: vtep.next_hop.map(|h| h.ifindex),
                     mtu: vtep.next_hop.map(|h| h.mtu),
@@ -56,6 +55,7 @@ impl Agent {
             uplink: UplinkStatus {
                 interface: self.uplink.name.clone(),
                 driver: self.uplink.driver.clone(),
+                problem: self.uplink_problem.clone(),
                 address: self.uplink.addr,
                 mtu: self.uplink.mtu,
                 inner_mtu: self.inner_mtu,
@@ -67,6 +67,11 @@ impl Agent {
                 .to_owned(),
             hooks,
             vteps,
+            probes: ProbeCounters {
+                answers: probes.answers,
+                late: probes.late,
+                unknown: probes.unknown,
+            },
             networks_attached: networks.len(),
             ports: self.state.ports.len(),
             stats: self
@@ -76,7 +81,53 @@ impl Agent {
                 .map(|(s, n)| (s.name().to_owned(), n))
                 .collect(),
             drops: drops.collect::<BTreeMap<_, _>>(),
+            names: self.names.counters(),
         })
+    }
+
+    /// The ways to the other VTEPs, in order of their addresses.
+    pub(super) async fn vteps(&self) -> Result<Vec<VtepInfo>> {
+        let names: HashMap<u32, String> = self
+            .host
+            .links()
+            .await?
+            .into_iter()
+            .map(|link| (link.index, link.name))
+            .collect();
+        let members: HashMap<IpAddr, Member> = self
+            .cluster
+            .members()
+            .into_iter()
+            .map(|member| (member.host.vtep, member))
+            .collect();
+        let tables = self.tables.read();
+        let info = |vtep: VtepRow| {
+            let member = members.get(&vtep.ip);
+            let report = self.prober.report(vtep.ip);
+            let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            let latency = report.and_then(|report| report.latency);
+            let probes = report.map_or(0, |report| report.probes);
+            let lost = report.map_or(0, |report| report.lost);
+            VtepInfo {
+                address: vtep.ip,
+                host: member.map(|m| m.host.id),
+                host_name: member.map_or("-".to_owned(), |m| m.host.name.clone()),
+                state: state_of(member).to_owned(),
+                data_path: report.map_or(DataPath::Unknown, |report| report.path),
+                latency: latency.map(|latency| LatencyInfo {
+                    min_us: us(latency.min),
+                    average_us: us(latency.average),
+                    p99_us: us(latency.p99),
+                }),
+                loss_percent: (probes > 0).then(|| lost as f64 * 100.0 / probes as f64),
+                path_mtu: report.and_then(|report| report.mtu),
+                next_hop: vtep.next_hop.map(|hop| MacAddr(hop.dst_mac)),
+                interface: vtep
+                    .next_hop
+                    .and_then(|hop| names.get(&hop.ifindex).cloned()),
+            }
+        };
+        Ok(tables.vteps().map(info).collect())
     }
 
     /// The hooks as they are now: somebody may have removed an interface or a program.
@@ -127,5 +178,15 @@ impl Agent {
             .collect();
         rows.sort_by(|a, b| (&a.network, a.mac).cmp(&(&b.network, b.mac)));
         rows
+    }
+}
+
+/// What the cluster says of the host that a VTEP is of.
+fn state_of(member: Option<&Member>) -> &'static str {
+    match member.map(|m| m.state) {
+        Some(MemberState::Alive) => "alive",
+        Some(MemberState::Suspect) => "suspect",
+        Some(MemberState::Down) => "down",
+        None => "static",
     }
 }

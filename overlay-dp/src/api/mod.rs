@@ -13,6 +13,7 @@
 //! | `GET /v1/fdb` | | list of [`FdbRow`] |
 //! | `POST /v1/fdb` | [`FdbAdd`] | [`FdbRow`] |
 //! | `DELETE /v1/fdb` | [`FdbRemove`] | [`FdbRow`] |
+//! | `GET /v1/vteps` | | list of [`VtepInfo`] |
 //! | `POST /v1/detach` | [`Detach`] | [`Detached`] |
 //!
 //! The rest is in [`admin`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
@@ -21,6 +22,7 @@ pub mod admin;
 pub mod client;
 mod names;
 pub mod server;
+mod vteps;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -29,6 +31,8 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use overlay_core::model::{HostId, MacAddr, Subnet, Vni};
 use serde::{Deserialize, Serialize};
+
+pub use vteps::{DataPath, LatencyInfo, VtepInfo};
 
 use crate::bpf::Hook;
 
@@ -273,6 +277,8 @@ pub struct Status {
     pub hooks: Vec<Hook>,
     /// Every VTEP this host sends to or takes frames from.
     pub vteps: Vec<VtepStatus>,
+    /// Answers to the probes of VTEPs: good ones, late ones, and what was none.
+    pub probes: ProbeCounters,
     /// Networks with an endpoint here.
     pub networks_attached: usize,
     /// Endpoints here.
@@ -281,6 +287,9 @@ pub struct Status {
     pub stats: BTreeMap<String, u64>,
     /// Drops since the data path was made, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// What became of questions for names since the agent started.
+    #[serde(default)]
+    pub names: BTreeMap<String, u64>,
 }
 
 /// The underlay interface.
@@ -290,6 +299,8 @@ pub struct UplinkStatus {
     pub interface: String,
     /// Its driver.
     pub driver: String,
+    /// What is wrong with it, if anything.
+    pub problem: Option<String>,
     /// This host's VTEP address.
     pub address: IpAddr,
     /// Its MTU.
@@ -298,6 +309,17 @@ pub struct UplinkStatus {
     pub inner_mtu: u32,
     /// UDP port of VXLAN.
     pub data_port: u16,
+}
+
+/// What has come in answer to probes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ProbeCounters {
+    /// In time.
+    pub answers: u64,
+    /// After the probe was counted as lost.
+    pub late: u64,
+    /// To no probe of this host's.
+    pub unknown: u64,
 }
 
 /// A VTEP.

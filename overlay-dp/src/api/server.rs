@@ -24,7 +24,12 @@ use tokio::task::JoinHandle;
 
 use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
+<<<<<<< HEAD
     FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, names,
+=======
+    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo, VtepInfo,
+    names,
+>>>>>>> main
 };
 use crate::agent::{Addresses, PortAdd, Reply, Request, Wish};
 use crate::instance::Instance;
@@ -73,6 +78,7 @@ pub async fn start(
             "/v1/containers",
             get(containers).post(container_add).delete(container_remove),
         )
+        .route("/v1/vteps", get(vteps))
         .route("/v1/fdb", get(fdb).post(fdb_add).delete(fdb_remove))
         .route("/v1/detach", post(detach))
         .merge(super::admin::router())
@@ -223,6 +229,29 @@ async fn status(State(ctx): State<Ctx>) -> Answer<Status> {
     Ok(Json(ctx.ask(Request::Status).await?))
 }
 
+<<<<<<< HEAD
+=======
+async fn vteps(State(ctx): State<Ctx>) -> Answer<Vec<VtepInfo>> {
+    Ok(Json(ctx.ask(Request::Vteps).await?))
+}
+
+async fn token(State(ctx): State<Ctx>) -> Answer<TokenInfo> {
+    let me = ctx.cluster.me();
+    let Some(token) = ctx.cluster.token() else {
+        return Err(anyhow!(
+            "this host is no manager: ask one for the token ('overlay-dp token show' there)"
+        )
+        .into());
+    };
+    let token = token.to_string();
+    Ok(Json(TokenInfo {
+        join_command: join_command(&me, &token),
+        address: join_address(&me),
+        token,
+    }))
+}
+
+>>>>>>> main
 async fn networks(State(ctx): State<Ctx>) -> Answer<Vec<NetworkInfo>> {
     let mut list = Vec::new();
     for network in ctx.cluster.networks() {

@@ -57,10 +57,17 @@ pub enum Command {
     /// The forwarding table: which MAC is behind which VTEP or port
     #[command(subcommand)]
     Fdb(FdbCommand),
+<<<<<<< HEAD
     /// The hosts of the cluster
     #[command(subcommand)]
     Host(HostCommand),
     /// The join tokens
+=======
+    /// The ways to the other hosts
+    #[command(subcommand)]
+    Vtep(VtepCommand),
+    /// The join token
+>>>>>>> main
     #[command(subcommand)]
     Token(TokenCommand),
     /// The managers' agreement, its backup and its restoration
@@ -129,6 +136,10 @@ pub struct AttachArgs {
     /// What becomes of containers and data path when the agent is told to stop
     #[arg(long, value_enum, default_value_t)]
     pub on_exit: OnExit,
+    /// The file that names the host's resolvers: what containers ask that is none of our names, is
+    /// asked there
+    #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
+    pub resolv_conf: PathBuf,
     /// Have the eBPF programs log what they punt and drop (slow)
     #[arg(long)]
     pub bpf_log: bool,
@@ -302,6 +313,7 @@ Example:
     },
 }
 
+<<<<<<< HEAD
 /// Says what the exit status means.
 const VERIFY_HELP: &str =
     "The exit status is 0 when nothing differs, or everything was repaired, and 1 otherwise.
@@ -351,6 +363,19 @@ Examples:
         #[arg(required = true, value_name = "HOST")]
         hosts: Vec<String>,
     },
+=======
+/// `vtep`
+#[derive(Debug, Subcommand)]
+pub enum VtepCommand {
+    /// List the other hosts' tunnel addresses, and what is measured on the way there
+    #[command(
+        after_help = "STATE is what the cluster says of the host's agent, DATA PATH whether its data path answers \
+    probes by itself: 'answers', 'silent', or 'unknown' for one that never did, such as a Linux vxlan device. \
+    LATENCY is the average round trip, with the fastest and the 99th percentile of the last 100 probes. PATH MTU \
+    is the largest IP packet that arrives there and back."
+    )]
+    Ls,
+>>>>>>> main
 }
 
 /// `token`

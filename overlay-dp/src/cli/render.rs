@@ -1,14 +1,10 @@
 //! Tables for people, in the manner of `ip`, `bridge` and `docker network`.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use comfy_table::{Table, presets};
-use ipnetwork::IpNetwork;
 
-use crate::agent::Finding;
-use crate::api::admin::{ClusterInfo, HostDetail, HostInfo};
-use crate::api::{ContainerInfo, FdbRow, NetworkDetail, NetworkInfo, Status};
+use crate::api::{ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo};
 
 fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
@@ -30,32 +26,17 @@ fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Subnets and gateways, IPv4 first.
-pub fn families(n: &NetworkInfo) -> impl Iterator<Item = (IpNetwork, IpAddr)> {
-    let second = n.ipv6.map(|family| (family.subnet, family.gateway));
-    std::iter::once((n.subnet, n.gateway)).chain(second)
-}
-
 /// `network ls`
 pub fn networks(networks: &[NetworkInfo]) -> String {
     table(
-        [
-            "NAME",
-            "VNI",
-            "SUBNET",
-            "GATEWAY",
-            "HOSTS",
-            "ENDPOINTS",
-            "ATTACHED",
-        ],
+        ["NAME", "VNI", "SUBNET", "GATEWAY", "ENDPOINTS", "ATTACHED"],
         networks.iter().map(|n| {
             [
                 n.name.clone(),
                 n.vni.to_string(),
-                list(&families(n).map(|(subnet, _)| subnet).collect::<Vec<_>>()),
-                list(&families(n).map(|(_, gateway)| gateway).collect::<Vec<_>>()),
-                n.hosts.to_string(),
-                n.endpoints.map_or("-".into(), |n| n.to_string()),
+                n.subnet.to_string(),
+                n.gateway.to_string(),
+                n.endpoints.to_string(),
                 if n.attached { "yes" } else { "no (known)" }.to_owned(),
             ]
         }),
@@ -70,8 +51,8 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
             "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n\n{}",
             n.name,
             n.vni,
-            list(&families(n).map(|(subnet, _)| subnet).collect::<Vec<_>>()),
-            list(&families(n).map(|(_, gateway)| gateway).collect::<Vec<_>>()),
+            n.subnet,
+            n.gateway,
             if n.attached {
                 "yes"
             } else {
@@ -160,102 +141,65 @@ pub fn fdb(rows: &[FdbRow]) -> String {
     )
 }
 
-/// `host ls`
-pub fn hosts(hosts: &[HostInfo]) -> String {
+/// `vtep ls`
+pub fn vteps(vteps: &[VtepInfo]) -> String {
     table(
-        ["NAME", "ID", "ROLE", "STATE", "VTEP", "RTT"],
-        hosts.iter().map(|h| {
+        [
+            "ADDRESS",
+            "HOST",
+            "STATE",
+            "DATA PATH",
+            "LATENCY",
+            "LOSS",
+            "PATH MTU",
+            "NEXT HOP",
+            "INTERFACE",
+        ],
+        vteps.iter().map(|v| {
+            let path = match v.data_path {
+                DataPath::Answers => "answers",
+                DataPath::Silent => "silent",
+                DataPath::Unknown => "unknown",
+            };
+            let latency = v.latency.map(|l| {
+                let (min, p99) = (duration(l.min_us), duration(l.p99_us));
+                format!("{} (min {min}, p99 {p99})", duration(l.average_us))
+            });
+            let dash = || "-".to_owned();
             [
-                format!("{}{}", h.name, if h.this { " *" } else { "" }),
-                h.id.to_string(),
-                role(h).to_owned(),
-                h.state.clone(),
-                h.vtep.to_string(),
-                h.rtt_us
-                    .map_or("-".into(), |us| format!("{:.2} ms", us as f64 / 1000.0)),
+                v.address.to_string(),
+                v.host_name.clone(),
+                v.state.clone(),
+                path.to_owned(),
+                latency.unwrap_or_else(dash),
+                v.loss_percent.map_or_else(dash, |p| format!("{p:.0}%")),
+                v.path_mtu.map_or_else(dash, |mtu| mtu.to_string()),
+                v.next_hop.map_or("unresolved".into(), |m| m.to_string()),
+                v.interface.clone().unwrap_or_else(dash),
             ]
         }),
     )
 }
 
-fn role(host: &HostInfo) -> &'static str {
-    match (host.manager, host.leader) {
-        (true, true) => "manager (leader)",
-        (true, false) => "manager",
-        (false, _) => "worker",
+/// Three digits say enough.
+fn duration(us: u64) -> String {
+    match us as f64 / 1000.0 {
+        ms if us < 1000 => format!("{ms:.2} ms"),
+        ms if us < 100_000 => format!("{ms:.1} ms"),
+        ms if us < 1_000_000 => format!("{ms:.0} ms"),
+        ms => format!("{:.1} s", ms / 1000.0),
     }
-}
-
-/// `host inspect`
-pub fn host_details(details: &[HostDetail]) -> String {
-    let one = |d: &HostDetail| {
-        let h = &d.host;
-        let addresses = d
-            .addresses
-            .iter()
-            .map(|a| [a.network.clone(), a.count.to_string(), list(&a.leased)]);
-        format!(
-            "{}\n  id      {}\n  role    {}\n  state   {}\n  VTEP    {}\n  ports   data {}, control {}, gossip {} (udp)\n\n{}\n\n{}",
-            h.name,
-            h.id,
-            role(h),
-            h.state,
-            h.vtep,
-            d.data_port,
-            d.control_port,
-            d.gossip_port,
-            table(["NETWORK", "LEASED", "ADDRESSES"], addresses),
-            containers(&d.containers),
-        )
-    };
-    details.iter().map(one).collect::<Vec<_>>().join("\n\n")
-}
-
-/// `cluster status`
-pub fn cluster(c: &ClusterInfo) -> String {
-    let agree = match (c.quorum, c.may_fail) {
-        (true, 0) => "yes; no manager may fail: see 'overlay-dp host promote'".to_owned(),
-        (true, 1) => "yes; one manager may fail".to_owned(),
-        (true, n) => format!("yes; {n} managers may fail"),
-        (false, _) => "NO: too few managers can be reached; what runs goes on, networks and new addresses wait"
-            .to_owned(),
-    };
-    let leader = c.managers.iter().find(|m| Some(m.id) == c.leader);
-    format!(
-        "hosts      {}\nnetworks   {}\nversion    {}\nleader     {}\ncan agree  {agree}\n\n{}",
-        c.hosts,
-        c.networks,
-        c.version,
-        leader.map_or("unknown", |m| m.name.as_str()),
-        hosts(&c.managers),
-    )
-}
-
-/// `verify`
-pub fn findings(found: &[Finding]) -> String {
-    if found.is_empty() {
-        return "Everything agrees.".to_owned();
-    }
-    table(
-        ["WHERE", "WHAT", "DIFFERENCE", "REPAIRED"],
-        found.iter().map(|f| {
-            [
-                f.place.clone(),
-                f.subject.clone(),
-                f.problem.clone(),
-                if f.repaired { "yes" } else { "no" }.to_owned(),
-            ]
-        }),
-    )
 }
 
 /// `status`
 pub fn status(s: &Status) -> String {
     let role = if s.manager { "manager" } else { "worker" };
     let up = &s.uplink;
+    let problem = up.problem.as_ref();
+    let problem = problem.map_or(String::new(), |what| format!("\n  PROBLEM: {what}"));
     let head = format!(
         "{} ({role}, id {}), overlay-dp {}, pid {}, up {} s\n\
-         uplink {} ({}): VTEP {}, port {}/udp, MTU {}, containers {}\n\
+         uplink {} ({}): VTEP {}, port {}/udp, MTU {}, containers {}{problem}\n\
          {} containers on {} networks",
         s.host_name,
         s.host,
@@ -296,10 +240,11 @@ pub fn status(s: &Status) -> String {
         }),
     );
     format!(
-        "{head}\n\nhooks (--datapath {}):\n{hooks}\n\nVTEPs:\n{vteps}\n\ncounters:\n{}\n\ndrops:\n{}",
+        "{head}\n\nhooks (--datapath {}):\n{hooks}\n\nVTEPs:\n{vteps}\n\ncounters:\n{}\n\ndrops:\n{}\n\nDNS:\n{}",
         s.datapath,
         counters(&s.stats),
         counters(&s.drops),
+        counters(&s.names),
     )
 }
 

@@ -111,6 +111,21 @@ impl<'a> Cluster<'a> {
         self.agents.get(number - 1).is_some_and(Option::is_some)
     }
 
+    /// That no agent has ended by itself.
+    ///
+    /// # Errors
+    /// When one has.
+    pub fn check_running(&mut self) -> Result<()> {
+        for agent in self.agents.iter_mut().flatten() {
+            let name = agent.host().ns.label().to_owned();
+            ensure!(
+                agent.is_running(),
+                "the agent on {name} has ended by itself"
+            );
+        }
+        Ok(())
+    }
+
     /// Host `number`'s agent, to wait for its end.
     pub fn take(&mut self, number: usize) -> Option<AgentProc> {
         self.agents.get_mut(number - 1)?.take()

@@ -93,6 +93,16 @@ impl Host {
         Background::start(self.overlay_cmd(line))?.finish(Duration::from_secs(30))
     }
 
+    /// Runs `overlay-dp …`, which must fail and say why: see [`Done::fails_with`].
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn overlay_fails(&self, line: &str, words: &[&str]) -> Result<()> {
+        self.overlay_any(line)?
+            .fails_with(words)
+            .with_context(|| format!("on {}", self.ns.label()))
+    }
+
     /// Runs `overlay-dp … --json` and returns what it printed.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::ns::Ns;
@@ -119,6 +120,16 @@ impl PingRun {
         let done = self
             .process
             .finish(self.length * 3 + Duration::from_secs(10))?;
+        PingStats::parse(done.stdout + &done.stderr)
+    }
+
+    /// Ends it now. The last request may count as lost: its answer was not waited for.
+    ///
+    /// # Errors
+    /// When it does not end within that time.
+    pub fn stop(mut self, within: Duration) -> Result<PingStats> {
+        self.process.signal(Signal::INT);
+        let done = self.process.finish(within)?;
         PingStats::parse(done.stdout + &done.stderr)
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 const POLL: Duration = Duration::from_millis(2);
@@ -84,6 +84,29 @@ impl Done {
             );
         }
         Ok(self.stdout)
+    }
+
+    /// That it failed, and said why in one line, the last one, which has all `words`, in whatever
+    /// case. A log may come before.
+    ///
+    /// # Errors
+    /// When it did not; shows all that it wrote.
+    pub fn fails_with(&self, words: &[&str]) -> Result<()> {
+        let shown = format!("{}:\n{}{}", self.command, self.stdout, self.stderr);
+        ensure!(!self.status.success(), "did not fail: {shown}");
+        let is_error = |line: &&str| line.starts_with("overlay-dp: ") || line.starts_with("error:");
+        let mut errors = self.stderr.lines().filter(is_error);
+        let error = errors.next().with_context(|| shown.clone())?;
+        ensure!(errors.next().is_none(), "{shown}");
+        ensure!(self.stderr.trim_end().ends_with(error), "{shown}");
+        let error = error.to_lowercase();
+        for word in words {
+            ensure!(
+                error.contains(&word.to_lowercase()),
+                "no '{word}' in {shown}"
+            );
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::pmtu::{Ask, Pmtu};
 use super::window::Window;
+use crate::api::DataPath;
 
 /// When a probe counts as lost.
 const LOST: Duration = Duration::from_secs(1);
@@ -21,19 +22,6 @@ const QUICK_PAUSE: Duration = Duration::from_millis(60);
 const QUICK_LOST: Duration = Duration::from_millis(400);
 /// Probes that are remembered: an answer to an older one is one to a probe that never was.
 const REMEMBERED: usize = 16;
-
-/// Whether frames to a VTEP arrive.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DataPath {
-    /// It has never answered: its host may be new, or no host of ours.
-    #[default]
-    Unknown,
-    /// The last probes were answered.
-    Answers,
-    /// It has answered, but does not now.
-    Silent,
-}
 
 /// Why a probe was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,6 +247,9 @@ impl Target {
             0 => quick.until,
             _ => quick.next.min(quick.until),
         });
-        [lost_at, quick, self.mtu.deadline()].into_iter().flatten().min()
+        [lost_at, quick, self.mtu.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }

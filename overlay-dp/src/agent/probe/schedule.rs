@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::packet;
+use overlay_common::echo;
+use overlay_common::wire::{IPV4_LEN, IPV6_LEN, UDP_LEN};
+
 use super::pmtu::Ask;
-use super::target::{Answer, DataPath, Kind, Target};
+use super::target::{Answer, Kind, Target};
 use super::window::Latency;
+use crate::api::DataPath;
 
 /// From one regular probe to the next, to one VTEP.
 const PACE: Duration = Duration::from_secs(1);
@@ -46,7 +49,7 @@ pub struct Report {
 }
 
 /// What has come in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Answers in time.
     pub answers: u64,
@@ -161,7 +164,7 @@ impl Core {
         let (to, kind) = self.choose(now)?;
         let pace = self.pace();
         let target = self.targets.get_mut(&to)?;
-        let smallest = u32::try_from(packet::headers(to) + packet::LEN).unwrap_or_default();
+        let smallest = headers(to) + echo::PAYLOAD_LEN as u32;
         let (size, kind) = match kind {
             Kind::Quick => {
                 target.quick_sent();
@@ -195,12 +198,15 @@ impl Core {
         if now < self.free_at() {
             return None;
         }
+        if let Some(vtep) = find(&|target| target.suspect && now >= target.due) {
+            return Some((vtep, Kind::Regular));
+        }
         if let Some(vtep) = find(&|target| target.mtu.is_due()) {
             return Some((vtep, Kind::Size));
         }
-        // Who waits longest, a suspect before the others.
+        // Who waits longest.
         let due = self.targets.iter().filter(|(_, target)| now >= target.due);
-        let first = due.min_by_key(|(_, target)| (!target.suspect, target.due));
+        let first = due.min_by_key(|(_, target)| target.due);
         first.map(|(ip, _)| (*ip, Kind::Regular))
     }
 
@@ -217,12 +223,28 @@ impl Core {
     /// When [`Core::poll`] is to be called again at the latest.
     pub fn deadline(&self) -> Option<Duration> {
         let of = |target: &Target| {
-            let due = if target.mtu.is_due() { Duration::ZERO } else { target.due };
+            let due = if target.mtu.is_due() {
+                Duration::ZERO
+            } else {
+                target.due
+            };
             let send = due.max(self.free_at());
-            target.deadline().map_or(send, |deadline| deadline.min(send))
+            target
+                .deadline()
+                .map_or(send, |deadline| deadline.min(send))
         };
         self.targets.values().map(of).min()
     }
+}
+
+/// What IP and UDP put in front of a probe's payload, in bytes.
+pub fn headers(to: IpAddr) -> u32 {
+    let ip = if to.to_canonical().is_ipv4() {
+        IPV4_LEN
+    } else {
+        IPV6_LEN
+    };
+    (ip + UDP_LEN) as u32
 }
 
 fn told(target: &Target) -> (DataPath, bool, Option<u32>) {
