@@ -42,11 +42,12 @@ pub const EBPF_LINKER: [Package; 2] = [
 ];
 
 /// What the lab, the tests and the demo run.
-pub const LAB: [Package; 9] = [
+pub const LAB: [Package; 10] = [
     package("iproute2", "nstat", "namespaces, links, kernel counters"),
     package("iputils-ping", "ping", "checks round trips and MTU"),
     package("iputils-arping", "/usr/bin/arping", "checks ARP"),
     package("iperf3", "iperf3", "TCP and UDP load"),
+    package("bind9-dnsutils", "dig", "asks for names"),
     package(
         "traceroute",
         "traceroute",

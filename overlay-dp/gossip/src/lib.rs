@@ -12,6 +12,8 @@ mod book;
 mod log;
 mod session;
 pub mod swim;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 pub use book::Book;

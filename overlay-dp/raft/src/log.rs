@@ -21,7 +21,7 @@ impl RaftLogReader<Types> for Log {
         &mut self,
         range: R,
     ) -> Result<Vec<Entry>, StorageError> {
-        self.read(range, usize::MAX)
+        Ok(self.read(range, usize::MAX).map_err(unreadable)?)
     }
 
     async fn limited_get_log_entries(
@@ -29,7 +29,7 @@ impl RaftLogReader<Types> for Log {
         start: u64,
         end: u64,
     ) -> Result<Vec<Entry>, StorageError> {
-        self.read(start..end, MAX_BATCH)
+        Ok(self.read(start..end, MAX_BATCH).map_err(unreadable)?)
     }
 }
 
@@ -42,7 +42,7 @@ impl RaftLogStorage<Types> for Log {
             let last = self.0.last()?.map(|body| decode(&body)).transpose()?;
             Ok((purged, last.map(|entry| entry.log_id)))
         };
-        let (purged, last) = state().map_err(|error| StorageIOError::read_logs(&wrap(error)))?;
+        let (purged, last) = state().map_err(unreadable)?;
         Ok(LogState {
             last_purged_log_id: purged,
             last_log_id: last.or(purged),
@@ -110,11 +110,7 @@ impl RaftLogStorage<Types> for Log {
 }
 
 impl Log {
-    fn read<R: RangeBounds<u64>>(
-        &self,
-        range: R,
-        limit: usize,
-    ) -> Result<Vec<Entry>, StorageError> {
+    fn read<R: RangeBounds<u64>>(&self, range: R, limit: usize) -> Result<Vec<Entry>, FileError> {
         let start = match range.start_bound() {
             Bound::Included(start) => *start,
             Bound::Excluded(start) => start.saturating_add(1),
@@ -125,9 +121,8 @@ impl Log {
             Bound::Excluded(end) => *end,
             Bound::Unbounded => u64::MAX,
         };
-        let entries = self.0.entries(start..end.max(start), limit);
-        let entries = entries.and_then(|bodies| bodies.iter().map(|body| decode(body)).collect());
-        Ok(entries.map_err(|error| StorageIOError::read_logs(&wrap(error)))?)
+        let bodies = self.0.entries(start..end.max(start), limit)?;
+        bodies.iter().map(|body| decode(body)).collect()
     }
 
     /// An fsync takes as long as the disk likes: not on the runtime's threads.
@@ -139,6 +134,10 @@ impl Log {
         let done = tokio::task::spawn_blocking(move || write(&file)).await;
         done.map_err(io::Error::other)?.map_err(wrap)
     }
+}
+
+fn unreadable(error: FileError) -> StorageIOError<u64> {
+    StorageIOError::read_logs(&wrap(error))
 }
 
 pub(crate) fn wrap(error: FileError) -> io::Error {

@@ -106,7 +106,12 @@ impl RaftStateMachine<Types> for Machine {
         {
             let mut applied = self.applied.write();
             for entry in entries {
-                outcomes.push(applied.apply(entry)?);
+                let id = entry.log_id;
+                let outcome = applied.apply(entry).ok_or_else(|| {
+                    let problem = AnyError::error("a command before the first facts");
+                    StorageIOError::apply(id, problem)
+                })?;
+                outcomes.push(outcome);
             }
         }
         self.announce();
@@ -177,24 +182,23 @@ impl RaftSnapshotBuilder<Types> for Machine {
 }
 
 impl Applied {
-    fn apply(&mut self, entry: Entry) -> Result<Outcome, StorageError> {
+    /// None for a command without facts to apply it to: a log begins behind a snapshot.
+    fn apply(&mut self, entry: Entry) -> Option<Outcome> {
         let id = entry.log_id;
-        self.last = Some(id);
-        match entry.payload {
-            EntryPayload::Blank => Ok(Outcome::Internal),
+        let outcome = match entry.payload {
+            EntryPayload::Blank => Outcome::Internal,
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(id), membership);
-                Ok(Outcome::Internal)
+                Outcome::Internal
             }
             EntryPayload::Normal(proposal) => {
-                let Some(machine) = &mut self.machine else {
-                    let problem = AnyError::error("a command before the first facts");
-                    return Err(StorageIOError::apply(id, problem).into());
-                };
+                let machine = self.machine.as_mut()?;
                 let result = machine.apply(id.index, &proposal.command);
-                Ok(Outcome::Command(machine.facts().version(), result))
+                Outcome::Command(machine.facts().version(), result)
             }
-        }
+        };
+        self.last = Some(id);
+        Some(outcome)
     }
 }
 

@@ -105,7 +105,7 @@ impl Members {
         let mut rest = voters.clone();
         rest.remove(id);
         let possible = !rest.is_empty() && self.majority_answers(&rest);
-        possible.then(|| (ChangeMembers::ReplaceAllVoters(rest), false))
+        possible.then_some((ChangeMembers::ReplaceAllVoters(rest), false))
     }
 
     fn caught_up(&self, metrics: &Metrics, id: u64) -> bool {

@@ -29,12 +29,15 @@ impl Agent {
             }
             Event::MemberLeft(id) => {
                 tracing::info!(host = %self.name_of(id), "host left");
+                self.names.change(|names| names.host_gone(id));
                 if let Some(host) = self.members.remove(&id) {
                     self.remove_vtep(host.vtep);
                 }
             }
             Event::NetworkAdded(network) => {
                 tracing::info!(network = %network.name, vni = %network.vni, subnet = %network.subnet, "network known");
+                self.names
+                    .change(|names| names.network_set(network.clone()));
                 self.tables.write().network_add(network);
             }
             Event::NetworkRemoved(network) => {
@@ -42,16 +45,21 @@ impl Agent {
                 if let Err(error) = self.drop_statics_of(network.vni) {
                     tracing::error!("{error:#}");
                 }
+                self.names.change(|names| names.network_gone(network.vni));
                 self.tables.write().network_remove(network.vni);
             }
             Event::FactsChanged => {}
             Event::Expelled => self.expelled = true,
             Event::EndpointUp { host, endpoint } => {
+                self.names
+                    .change(|names| names.endpoint_up(host, &endpoint));
                 if let Some(vtep) = self.vtep_of(host) {
                     self.endpoint_up(vtep, &endpoint);
                 }
             }
             Event::EndpointDown { host, endpoint } => {
+                self.names
+                    .change(|names| names.endpoint_down(host, &endpoint));
                 if let Some(vtep) = self.vtep_of(host) {
                     self.tables.write().endpoint_down(vtep, &endpoint);
                 }
@@ -173,6 +181,9 @@ impl Agent {
     pub(super) async fn on_tick(&mut self) {
         if !self.slow.is_running() {
             self.fatal = Some("the slow path has ended".to_owned());
+        }
+        if !self.names.is_running() {
+            self.fatal = Some("the name service has ended".to_owned());
         }
         self.next_hops.keep_fresh(&self.host).await;
         let unresolved = self

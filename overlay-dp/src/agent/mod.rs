@@ -9,6 +9,7 @@ mod datapath;
 mod desk;
 mod events;
 mod leave;
+mod names;
 mod next_hops;
 mod options;
 mod ports;
@@ -43,6 +44,7 @@ pub use state::Port;
 
 pub use addresses::{Addresses, Wish};
 use leave::Lock;
+use names::NameService;
 use next_hops::NextHops;
 use slow::SlowThread;
 use state::{State, StateFile};
@@ -220,6 +222,7 @@ struct Agent {
     inner_mtu: u32,
     tables: Arc<RwLock<Tables>>,
     slow: SlowThread,
+    names: NameService,
     next_hops: NextHops,
     cluster: Cluster,
     members: HashMap<HostId, ClusterHost>,

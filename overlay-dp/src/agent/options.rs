@@ -1,6 +1,7 @@
 //! What `attach` is told.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,8 @@ pub struct Options {
     pub gossip_port: u16,
     /// The host's name in the cluster.
     pub host_name: String,
+    /// The host's resolvers, for names that are not the overlay's.
+    pub resolv_conf: PathBuf,
     /// Whether the BPF programs log.
     pub bpf_log: bool,
     /// What becomes of the data path at exit.

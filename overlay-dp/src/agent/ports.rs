@@ -121,6 +121,9 @@ impl Agent {
             self.plan.port_why,
         )?;
         self.hooks.push(hook);
+        let me = self.cluster.me().id;
+        self.names
+            .change(|names| names.endpoint_up(me, &port.endpoint));
         Ok(())
     }
 
@@ -149,6 +152,9 @@ impl Agent {
             port_ifindex,
             ..
         } = &port.local;
+        let me = self.cluster.me().id;
+        self.names
+            .change(|names| names.endpoint_down(me, &port.endpoint));
         self.tables.write().port_down(*port_ifindex);
         self.flush();
         resolv_conf::remove_of(port);

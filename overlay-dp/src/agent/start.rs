@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::addresses::Addresses;
 use super::leave::Lock;
+use super::names::NameService;
 use super::next_hops::NextHops;
 use super::state::StateFile;
 use super::{Agent, Inputs, Options, Request, datapath};
@@ -72,6 +73,7 @@ impl Agent {
                 inner_mtu,
                 tables: prepared.tables,
                 slow: prepared.slow,
+                names: NameService::start(prepared.desk, options.resolv_conf.clone()),
                 punt: [prepared.punt.near_ifindex, prepared.punt.far_ifindex],
                 fatal: None,
                 expelled: false,
@@ -132,6 +134,8 @@ impl Agent {
     /// static entries of the last agent.
     async fn take_over(&mut self) -> Result<()> {
         for network in self.cluster.networks() {
+            self.names
+                .change(|names| names.network_set(network.clone()));
             self.tables.write().network_add(network);
         }
         for member in self.cluster.members().into_iter().filter(|m| !m.me) {

@@ -76,6 +76,7 @@ impl Agent {
                 .map(|(s, n)| (s.name().to_owned(), n))
                 .collect(),
             drops: drops.collect::<BTreeMap<_, _>>(),
+            names: self.names.counters(),
         })
     }
 

@@ -281,6 +281,9 @@ pub struct Status {
     pub stats: BTreeMap<String, u64>,
     /// Drops since the data path was made, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// What became of questions for names since the agent started.
+    #[serde(default)]
+    pub names: BTreeMap<String, u64>,
 }
 
 /// The underlay interface.

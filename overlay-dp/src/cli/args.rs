@@ -129,6 +129,10 @@ pub struct AttachArgs {
     /// What becomes of containers and data path when the agent is told to stop
     #[arg(long, value_enum, default_value_t)]
     pub on_exit: OnExit,
+    /// The file that names the host's resolvers: what containers ask that is none of our names, is
+    /// asked there
+    #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
+    pub resolv_conf: PathBuf,
     /// Have the eBPF programs log what they punt and drop (slow)
     #[arg(long)]
     pub bpf_log: bool,

@@ -75,6 +75,7 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
         control_port: args.control_port,
         gossip_port: args.gossip_port,
         host_name,
+        resolv_conf: std::path::absolute(args.resolv_conf).context("--resolv-conf")?,
         bpf_log: args.bpf_log,
         on_exit: args.on_exit,
     })

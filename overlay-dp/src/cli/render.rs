@@ -288,10 +288,11 @@ pub fn status(s: &Status) -> String {
         }),
     );
     format!(
-        "{head}\n\nhooks (--datapath {}):\n{hooks}\n\nVTEPs:\n{vteps}\n\ncounters:\n{}\n\ndrops:\n{}",
+        "{head}\n\nhooks (--datapath {}):\n{hooks}\n\nVTEPs:\n{vteps}\n\ncounters:\n{}\n\ndrops:\n{}\n\nDNS:\n{}",
         s.datapath,
         counters(&s.stats),
         counters(&s.drops),
+        counters(&s.names),
     )
 }
 

@@ -172,6 +172,19 @@ impl Facts {
             .collect()
     }
 
+    /// How many spares of so many wanted the managers would give in a network.
+    pub fn spares_left(&self, vni: Vni, count: u32) -> u64 {
+        let pool = self.pools.get(&vni);
+        let block = pool.and_then(|pool| pool.spare_block(count));
+        block.map_or(0, Range::count)
+    }
+
+    /// Whether an endpoint could have this offset of a network, if nobody had it.
+    pub fn is_usable(&self, vni: Vni, offset: u32) -> bool {
+        let pool = self.pools.get(&vni);
+        pool.is_some_and(|pool| pool.is_usable(offset))
+    }
+
     fn share(&self, host: HostId, vni: Vni) -> Option<&Share> {
         self.pools.get(&vni)?.share(host)
     }

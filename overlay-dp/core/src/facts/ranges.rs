@@ -118,6 +118,22 @@ impl Ranges {
             .filter_map(move |range| range.intersection(bounds))
     }
 
+    /// The parts of `bounds` that are not in it, ascending.
+    pub fn gaps(&self, bounds: Range) -> impl Iterator<Item = Range> {
+        // The gap in front of each part, then the one behind the last.
+        let mut next = Some(bounds.first);
+        let parts = self.within(bounds).map(Some).chain([None]);
+        parts.filter_map(move |part| {
+            let first = next?;
+            next = part.and_then(|part| part.last.checked_add(1));
+            let last = match part {
+                Some(part) => part.first.checked_sub(1)?,
+                None => bounds.last,
+            };
+            (first <= last).then_some(Range { first, last })
+        })
+    }
+
     /// Adds a range.
     pub fn insert(&mut self, range: Range) {
         if range.count() == 0 {

@@ -21,7 +21,7 @@ enum Part {
 
 struct Touched {
     part: Part,
-    /// The facts allow more of them; else they may allow less.
+    /// The facts may allow more of them; else they may allow less.
     allows: bool,
 }
 
@@ -71,11 +71,8 @@ impl Book {
             if self.wants(vni) {
                 let hosts = before.participants(vni).into_iter();
                 for host in hosts.chain(self.facts.participants(vni)) {
-                    let all = Touched {
-                        part: Part::All,
-                        allows: false,
-                    };
-                    differences.logs.insert((host, vni), vec![all]);
+                    differences.touch(host, vni, Part::All, false);
+                    differences.touch(host, vni, Part::All, true);
                 }
             }
         }
@@ -166,12 +163,13 @@ impl Book {
         let changed = changed.filter(|(vni, before)| facts.network(**vni) != before.as_ref());
         for (vni, before) in changed {
             if let Some(before) = before {
-                self.recheck_all(*vni, |_, _| false);
+                self.recheck_all(*vni, false, |_, _| false);
                 self.events.push_back(Event::NetworkRemoved(before.clone()));
             }
             if let Some(network) = facts.network(*vni) {
                 self.events.push_back(Event::NetworkAdded(network.clone()));
-                self.recheck_all(*vni, |host, endpoint| facts.check(host, endpoint).is_ok());
+                let allowed = |host, endpoint: &Endpoint| facts.check(host, endpoint).is_ok();
+                self.recheck_all(*vni, true, allowed);
             }
         }
         for host in differences.hosts.iter().filter_map(|id| facts.host(*id)) {
@@ -179,9 +177,12 @@ impl Book {
                 self.put_peer(host, now);
             }
         }
-        for ((host, vni), touched) in differences.logs {
-            if self.wants(vni) {
-                self.recheck(host, vni, &touched);
+        // An address may have changed hands: it goes before it comes.
+        for show in [false, true] {
+            for ((host, vni), touched) in &differences.logs {
+                if self.wants(*vni) {
+                    self.recheck(*host, *vni, show, touched);
+                }
             }
         }
         self.events.push_back(Event::FactsChanged);
@@ -205,9 +206,9 @@ impl Book {
             down_since: now,
             revision: 0,
         };
-        for vni in self.facts.networks_of(host.id) {
-            if self.wants(vni) {
-                peer.add_log(vni);
+        for vni in self.attached.iter().chain(self.looked.keys()) {
+            if self.facts.grants(host.id, *vni).next().is_some() {
+                peer.add_log(*vni);
             }
         }
         self.peers.insert(host.id, peer);
@@ -225,12 +226,12 @@ impl Book {
         self.events.push_back(Event::MemberLeft(id));
     }
 
-    fn recheck_all(&mut self, vni: Vni, allowed: impl Fn(HostId, &Endpoint) -> bool) {
+    fn recheck_all(&mut self, vni: Vni, show: bool, allowed: impl Fn(HostId, &Endpoint) -> bool) {
         let mut all = Vec::new();
         for (id, peer) in &mut self.peers {
             if let Some(log) = peer.logs.get_mut(&vni) {
                 let allowed = |endpoint: &Endpoint| allowed(*id, endpoint);
-                let diffs = log.recheck(false, |_| true, &mut peer.account, allowed);
+                let diffs = log.recheck(show, |_| true, &mut peer.account, allowed);
                 all.push((*id, diffs));
             }
         }
@@ -239,12 +240,12 @@ impl Book {
         }
     }
 
-    fn recheck(&mut self, host: HostId, vni: Vni, touched: &[Touched]) {
+    fn recheck(&mut self, host: HostId, vni: Vni, show: bool, touched: &[Touched]) {
         let facts = self.facts.clone();
         let Some(peer) = self.peers.get_mut(&host) else {
             return;
         };
-        if facts.granted(host, vni).is_empty() {
+        if facts.grants(host, vni).next().is_none() {
             let gone = peer.drop_log(vni);
             return self.tell(host, vni, gone);
         }
@@ -253,10 +254,10 @@ impl Book {
             return;
         };
         let mut all = Vec::new();
-        for Touched { part, allows } in touched {
+        for Touched { part, .. } in touched.iter().filter(|touched| touched.allows == show) {
             let is_touched = |endpoint: &Endpoint| part.has(endpoint, network);
             let allowed = |endpoint: &Endpoint| facts.check(host, endpoint).is_ok();
-            all.extend(log.recheck(*allows, is_touched, &mut peer.account, allowed));
+            all.extend(log.recheck(show, is_touched, &mut peer.account, allowed));
         }
         self.tell(host, vni, all);
     }

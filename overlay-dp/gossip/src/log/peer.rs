@@ -153,11 +153,11 @@ impl PeerLog {
         gone.collect()
     }
 
-    /// The facts about some endpoints have changed: only about more of them being allowed when
-    /// `allows`, else in any way. `touched` tells which they are.
+    /// The facts about some endpoints have changed; `touched` tells which they are. Those that are
+    /// allowed now come when `show`, those that are no longer go otherwise.
     pub fn recheck(
         &mut self,
-        allows: bool,
+        show: bool,
         touched: impl Fn(&Endpoint) -> bool,
         account: &mut Account,
         allowed: impl Fn(&Endpoint) -> bool,
@@ -167,28 +167,26 @@ impl PeerLog {
             self.have.seq = 0;
             self.lacks = false;
         }
-        if allows && self.waiting == 0 {
+        if show && self.waiting == 0 {
             return Vec::new();
         }
         let mut diffs = Vec::new();
         for (record, mark) in &mut self.records {
-            if (allows && mark.visible) || !touched(&record.0) {
+            if mark.visible == show || !touched(&record.0) {
                 continue;
             }
-            let visible = allowed(&record.0);
-            if visible != mark.visible {
-                mark.visible = visible;
-                let (old, new) = match visible {
-                    true => (None, Some(record.0.clone())),
-                    false => (Some(record.0.clone()), None),
-                };
-                diffs.push(Diff { old, new });
-                let count = |waiting: &mut usize| match visible {
-                    true => *waiting -= 1,
-                    false => *waiting += 1,
-                };
-                count(&mut self.waiting);
-                count(&mut account.waiting);
+            if allowed(&record.0) == show {
+                mark.visible = show;
+                let endpoint = Some(record.0.clone());
+                if show {
+                    self.waiting -= 1;
+                    account.waiting -= 1;
+                    diffs.extend(Diff::between(None, endpoint));
+                } else {
+                    self.waiting += 1;
+                    account.waiting += 1;
+                    diffs.extend(Diff::between(endpoint, None));
+                }
             }
         }
         diffs

@@ -296,7 +296,7 @@ fn what_waits_is_bounded_and_asked_for_again_when_it_may_be_allowed() {
     let hidden = log.recheck(false, touched, account, nothing);
     assert_eq!(hidden, [gone(&make(7))]);
     assert_eq!(
-        log.recheck(false, |_| true, account, |_| true),
+        log.recheck(true, |_| true, account, |_| true),
         [added(&make(7))]
     );
 }
