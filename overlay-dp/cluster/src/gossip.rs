@@ -221,10 +221,12 @@ impl Look {
     /// The endpoints, once all have said which they have, or when `deadline` has come.
     pub async fn all(&self, deadline: Instant) -> Vec<(HostId, Endpoint)> {
         let node = &self.node;
-        // Those that are down or not reachable now can't say anything.
+        // Those that are down can't say anything.
         let waiting = || {
             let unheard = node.book(|book| book.unheard(self.vni));
-            unheard.iter().any(|host| node.gossip.link(*host).is_some())
+            let states = node.gossip.states();
+            let may_speak = |host| states.get(host) != Some(&MemberState::Down);
+            unheard.iter().any(may_speak)
         };
         let mut heard = node.gossip.heard.subscribe();
         while waiting() && Instant::now() < deadline {

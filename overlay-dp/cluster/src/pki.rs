@@ -90,7 +90,8 @@ impl Authority {
         self.certify_at(csr, id, manager, OffsetDateTime::now_utc())
     }
 
-    fn certify_at(
+    /// As if it were `now`.
+    pub fn certify_at(
         &self,
         csr: &[u8],
         id: HostId,

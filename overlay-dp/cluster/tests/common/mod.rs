@@ -1,10 +1,12 @@
 //! Hosts on loopback addresses of their own, with real sockets and real TLS.
 #![allow(dead_code)]
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use overlay_cluster::{Cluster, Config, Error, Event, LeaseSpec, NetworkSpec, Start, Token};
+use overlay_cluster::{Cluster, Config, Error, Event, Start, Token};
+use overlay_core::facts::{NetworkSpec, Want};
 use overlay_core::model::{Endpoint, HostId, Network, Vni};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -46,13 +48,24 @@ pub async fn first(test: u8) -> TestHost {
 pub async fn join(test: u8, n: u8, manager: &TestHost) -> TestHost {
     let dir = TempDir::new().unwrap();
     let config = config(test, n, &dir);
-    start(dir, config, join_start(manager)).await
+    start(dir, config, join_start(manager).await).await
 }
 
-pub fn join_start(manager: &TestHost) -> Start {
+/// Joins as a manager, and is one when this returns.
+pub async fn join_manager(test: u8, n: u8, manager: &TestHost) -> TestHost {
+    let dir = TempDir::new().unwrap();
+    let config = config(test, n, &dir);
+    let token = manager.cluster.token(true).await.unwrap();
+    let addr = manager.control_addr();
+    let host = start(dir, config, Start::Join { addr, token }).await;
+    manager.cluster.set_role(host.id(), true).await.unwrap();
+    host
+}
+
+pub async fn join_start(manager: &TestHost) -> Start {
     Start::Join {
         addr: manager.control_addr(),
-        token: manager.token(),
+        token: manager.token().await,
     }
 }
 
@@ -87,8 +100,8 @@ impl TestHost {
         format!("{}:{}", self.config.vtep, self.config.control_port)
     }
 
-    pub fn token(&self) -> Token {
-        self.cluster.token().unwrap()
+    pub async fn token(&self) -> Token {
+        self.cluster.token(false).await.unwrap()
     }
 
     pub fn id(&self) -> HostId {
@@ -142,19 +155,49 @@ impl TestHost {
         self.cluster.network_create(spec, Vec::new()).await.unwrap()
     }
 
-    /// Leases an address and publishes the endpoint, as the agent does for a container.
+    /// Gets an address and publishes the endpoint, as the agent does for a container.
     pub async fn attach(&self, vni: Vni, name: &str) -> Endpoint {
-        let lease = self.cluster.lease(LeaseSpec::any(vni, name)).await.unwrap();
-        let endpoint = Endpoint {
+        let granted = self.cluster.grant(vni, Want::Addresses(1)).await.unwrap();
+        let endpoint = self.endpoint(vni, name, granted[0].first);
+        self.cluster.publish(endpoint.clone()).unwrap();
+        self.attached(vni);
+        endpoint
+    }
+
+    /// Wants to hear of a network, besides others.
+    pub fn attached(&self, vni: Vni) {
+        let mut interest: BTreeSet<Vni> = self.cluster.facts(|facts| {
+            let granted = facts.networks_of(self.id()).into_iter();
+            granted.collect()
+        });
+        interest.insert(vni);
+        self.cluster.set_interest(interest);
+    }
+
+    pub fn endpoint(&self, vni: Vni, name: &str, offset: u32) -> Endpoint {
+        let network = self.cluster.facts(|facts| facts.network(vni).cloned());
+        let network = network.unwrap();
+        let mac = network.mac_at(offset);
+        let mut ips = network.address_at(offset);
+        ips.push(mac.link_local().into());
+        Endpoint {
             name: name.into(),
             vni,
-            mac: lease.mac,
-            ips: vec![lease.ip, lease.mac.link_local().into()],
+            mac,
+            ips,
             aliases: Vec::new(),
             service: None,
-        };
-        self.cluster.publish(endpoint.clone()).unwrap();
-        endpoint
+        }
+    }
+
+    /// The next event that is not just "the facts have changed".
+    pub async fn telling(&mut self) -> Event {
+        loop {
+            match self.event().await {
+                Event::FactsChanged => {}
+                event => return event,
+            }
+        }
     }
 }
 
