@@ -76,7 +76,9 @@ async fn dial(
 async fn request(connection: &Connection, request: Request) -> Option<Answer> {
     let have = Version::default();
     let (mut out, mut inward) = connection.open_bi().await.ok()?;
-    send(&mut out, &Ask { have, request }, MAX_MESSAGE).await.ok()?;
+    send(&mut out, &Ask { have, request }, MAX_MESSAGE)
+        .await
+        .ok()?;
     receive(&mut inward, MAX_FROM_MANAGER).await.ok()
 }
 
@@ -338,7 +340,10 @@ async fn certificates_of_the_past_open_nothing() {
     }
 
     // One of a host that was removed: it is cut off at once, and told.
-    until("they talk", || victim.cluster.members()[0].rtt != victim.cluster.members()[1].rtt).await;
+    until("they talk", || {
+        victim.cluster.members()[0].rtt != victim.cluster.members()[1].rtt
+    })
+    .await;
     let (gossip, control) = clients(&gone.cluster.node.identity(Identity::clone));
     let began = Instant::now();
     victim.cluster.host_remove(removed).await.unwrap();
@@ -409,7 +414,10 @@ async fn a_certificate_is_renewed_under_traffic() {
     two.cluster.set_interest([net.vni].into());
     let offsets = one.cluster.grant(net.vni, Want::Addresses(20)).await;
     let offsets = offsets.unwrap()[0];
-    until("they talk", || one.cluster.node.gossip.link(two.cluster.me().id).is_some()).await;
+    until("they talk", || {
+        one.cluster.node.gossip.link(two.cluster.me().id).is_some()
+    })
+    .await;
     let link = one.cluster.node.gossip.link(two.cluster.me().id).unwrap();
     let before = [&one, &two].map(|host| host.cluster.node.identity(|own| own.cert.clone()));
     for n in 0..20 {

@@ -16,13 +16,11 @@ impl Agent {
                 tracing::info!(host = %host.name, vtep = %host.vtep, "host up");
                 self.add_vtep(host.vtep).await;
                 self.sweep_due = true;
-                let was_dead = self.host_is_up(&host);
+                self.host_is_up(&host);
                 let old = self.members.insert(host.id, host.clone());
                 let moved = old.map(|old| old.vtep).filter(|old| *old != host.vtep);
                 if let Some(old) = moved {
                     self.remove_vtep(old);
-                }
-                if moved.is_some() || was_dead {
                     self.endpoints_again(&host);
                 }
             }
@@ -34,7 +32,6 @@ impl Agent {
                 tracing::info!(host = %self.name_of(id), "host left");
                 self.names.change(|names| names.host_gone(id));
                 if let Some(host) = self.members.remove(&id) {
-                    self.dead.remove(&id);
                     self.remove_vtep(host.vtep);
                 }
             }

@@ -23,7 +23,7 @@ mod underlay;
 mod uplink;
 mod verify;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -241,8 +241,6 @@ struct Agent {
     address_gone: Option<Instant>,
     cluster: Cluster,
     members: HashMap<HostId, ClusterHost>,
-    /// Hosts whose endpoints were withdrawn because nothing of them answers.
-    dead: HashSet<HostId>,
     addresses: Arc<Addresses>,
     /// The ends of the punt link, by ifindex.
     punt: [u32; 2],

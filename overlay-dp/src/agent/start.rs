@@ -1,6 +1,6 @@
 //! Starting: checks first, then the data path, then the cluster, then what the last agent left.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -86,7 +86,6 @@ impl Agent {
                 uplink_lost: false,
                 address_gone: None,
                 members: HashMap::new(),
-                dead: HashSet::new(),
                 started: Instant::now(),
                 settled: false,
                 options,

@@ -111,15 +111,14 @@ impl Agent {
         }
     }
 
-    /// A host's agent answers. Returns whether it was dead.
-    pub(super) fn host_is_up(&mut self, host: &Host) -> bool {
+    /// A host's agent answers.
+    pub(super) fn host_is_up(&self, host: &Host) {
         self.prober.trust(host.vtep);
-        self.dead.remove(&host.id)
     }
 
     /// Neither a host's agent nor its data path answers: its endpoints are withdrawn, and come
     /// back when it does.
-    fn host_is_dead(&mut self, id: HostId) {
+    fn host_is_dead(&self, id: HostId) {
         let Some(vtep) = self.vtep_of(id) else {
             return;
         };
@@ -127,21 +126,8 @@ impl Agent {
         if self.uplink_problem.is_some() || self.next_hops.is_blocked(vtep) {
             return;
         }
-        if !self.dead.insert(id) {
-            return;
-        }
-        let mut withdrawn = 0;
-        for network in self.cluster.networks() {
-            for (owner, endpoint) in self.cluster.endpoints(network.vni) {
-                if owner == id {
-                    self.names
-                        .change(|names| names.endpoint_down(id, &endpoint));
-                    self.tables.write().endpoint_down(vtep, &endpoint);
-                    withdrawn += 1;
-                }
-            }
-        }
-        tracing::warn!(host = %self.name_of(id), withdrawn, "host dead: its data path does not answer, its endpoints are withdrawn");
+        tracing::warn!(host = %self.name_of(id), "host dead: its data path does not answer, its endpoints are withdrawn");
+        self.cluster.forget_host(id);
     }
 
     /// Our own side works again: whose agent does not answer is looked at anew.

@@ -142,8 +142,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Lets the other hosts know where this one's tunnels end.
+    /// Lets the other hosts know where this one's tunnels end. The loop does not wait for it.
     fn tell_cluster(&self, addr: IpAddr) {
-        tracing::error!(%addr, "the other hosts don't learn of the new address: restart the agent");
+        let cluster = self.cluster.clone();
+        tokio::spawn(async move {
+            if let Err(error) = cluster.set_vtep(addr).await {
+                tracing::error!(%addr, %error, "the other hosts don't learn of the new address yet");
+            }
+        });
     }
 }

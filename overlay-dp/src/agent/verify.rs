@@ -378,7 +378,7 @@ impl Agent {
         }
         self.find_dead_ports().await;
         self.addresses.tidy();
-        self.resolve_again(self.all_vteps()).await;
+        self.next_hops.mark_all();
         self.flush();
         Ok(())
     }

@@ -24,12 +24,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
-<<<<<<< HEAD
-    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, names,
-=======
-    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo, VtepInfo,
-    names,
->>>>>>> main
+    FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, VtepInfo, names,
 };
 use crate::agent::{Addresses, PortAdd, Reply, Request, Wish};
 use crate::instance::Instance;
@@ -229,29 +224,10 @@ async fn status(State(ctx): State<Ctx>) -> Answer<Status> {
     Ok(Json(ctx.ask(Request::Status).await?))
 }
 
-<<<<<<< HEAD
-=======
 async fn vteps(State(ctx): State<Ctx>) -> Answer<Vec<VtepInfo>> {
     Ok(Json(ctx.ask(Request::Vteps).await?))
 }
 
-async fn token(State(ctx): State<Ctx>) -> Answer<TokenInfo> {
-    let me = ctx.cluster.me();
-    let Some(token) = ctx.cluster.token() else {
-        return Err(anyhow!(
-            "this host is no manager: ask one for the token ('overlay-dp token show' there)"
-        )
-        .into());
-    };
-    let token = token.to_string();
-    Ok(Json(TokenInfo {
-        join_command: join_command(&me, &token),
-        address: join_address(&me),
-        token,
-    }))
-}
-
->>>>>>> main
 async fn networks(State(ctx): State<Ctx>) -> Answer<Vec<NetworkInfo>> {
     let mut list = Vec::new();
     for network in ctx.cluster.networks() {

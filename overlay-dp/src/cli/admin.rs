@@ -22,14 +22,14 @@ pub(super) async fn host(instance: &Instance, json: bool, command: HostCommand) 
     match command {
         HostCommand::Ls => {
             let hosts: Vec<HostInfo> = call(instance, Method::GET, "/v1/hosts", none).await?;
-            print(json, &hosts, || render::hosts(&hosts))
+            print(json, &hosts, || render::admin::hosts(&hosts))
         }
         HostCommand::Inspect { hosts } => {
             let mut found: Vec<HostDetail> = Vec::new();
             for host in &hosts {
                 found.push(call(instance, Method::GET, &path(host), none).await?);
             }
-            print(json, &found, || render::host_details(&found))
+            print(json, &found, || render::admin::host_details(&found))
         }
         HostCommand::Rm { hosts, force } => {
             let mut gone: Vec<HostInfo> = Vec::new();
@@ -92,7 +92,7 @@ pub(super) async fn cluster(
     match command {
         ClusterCommand::Status => {
             let info: ClusterInfo = call(instance, Method::GET, "/v1/cluster", none).await?;
-            print(json, &info, || render::cluster(&info))
+            print(json, &info, || render::admin::cluster(&info))
         }
         ClusterCommand::Backup { file } => {
             // The file first: an answer that can't be kept is of no use.
@@ -141,7 +141,7 @@ async fn restore(instance: &Instance, json: bool, file: &Path) -> Result<()> {
 pub(super) async fn verify(instance: &Instance, json: bool, repair: bool) -> Result<()> {
     let ask = VerifyAsk { repair };
     let found: Vec<Finding> = call(instance, Method::POST, "/v1/verify", Some(&ask)).await?;
-    print(json, &found, || render::findings(&found))?;
+    print(json, &found, || render::admin::findings(&found))?;
     match found.iter().filter(|f| !f.repaired).count() {
         0 => Ok(()),
         1 => bail!("1 difference"),

@@ -57,17 +57,13 @@ pub enum Command {
     /// The forwarding table: which MAC is behind which VTEP or port
     #[command(subcommand)]
     Fdb(FdbCommand),
-<<<<<<< HEAD
+    /// The ways to the other hosts
+    #[command(subcommand)]
+    Vtep(VtepCommand),
     /// The hosts of the cluster
     #[command(subcommand)]
     Host(HostCommand),
     /// The join tokens
-=======
-    /// The ways to the other hosts
-    #[command(subcommand)]
-    Vtep(VtepCommand),
-    /// The join token
->>>>>>> main
     #[command(subcommand)]
     Token(TokenCommand),
     /// The managers' agreement, its backup and its restoration
@@ -313,7 +309,6 @@ Example:
     },
 }
 
-<<<<<<< HEAD
 /// Says what the exit status means.
 const VERIFY_HELP: &str =
     "The exit status is 0 when nothing differs, or everything was repaired, and 1 otherwise.
@@ -363,7 +358,8 @@ Examples:
         #[arg(required = true, value_name = "HOST")]
         hosts: Vec<String>,
     },
-=======
+}
+
 /// `vtep`
 #[derive(Debug, Subcommand)]
 pub enum VtepCommand {
@@ -375,7 +371,6 @@ pub enum VtepCommand {
     is the largest IP packet that arrives there and back."
     )]
     Ls,
->>>>>>> main
 }
 
 /// `token`

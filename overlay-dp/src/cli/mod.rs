@@ -16,20 +16,12 @@ use crate::agent::{self, Options};
 use crate::api::client::{agent_runs, call};
 use crate::api::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, FdbAdd, FdbRemove, FdbRow,
-<<<<<<< HEAD
-    Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status,
-};
-use crate::instance::Instance;
-use args::{AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand};
-=======
-    Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status, TokenInfo, VtepInfo,
+    Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status, VtepInfo,
 };
 use crate::instance::Instance;
 use args::{
-    AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand,
-    TokenCommand, VtepCommand,
+    AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand, VtepCommand,
 };
->>>>>>> main
 
 /// Parses the command line and does what it says. Errors are one line on standard error.
 pub fn main() -> ExitCode {
@@ -119,26 +111,14 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
             let status: Status = call(instance, get, "/v1/status", none).await?;
             print(json, &status, || render::status(&status))
         }
-<<<<<<< HEAD
         Command::Host(command) => admin::host(instance, json, command).await,
         Command::Token(command) => admin::token(instance, json, command).await,
         Command::Cluster(command) => admin::cluster(instance, json, command).await,
         Command::Verify { repair } => admin::verify(instance, json, repair).await,
-=======
         Command::Vtep(VtepCommand::Ls) => {
             let vteps: Vec<VtepInfo> = call(instance, get, "/v1/vteps", none).await?;
             print(json, &vteps, || render::vteps(&vteps))
         }
-        Command::Token(TokenCommand::Show) => {
-            let token: TokenInfo = call(instance, get, "/v1/token", none).await?;
-            print(json, &token, || {
-                format!(
-                    "{}\n\nTo join a host:\n  {}",
-                    token.token, token.join_command
-                )
-            })
-        }
->>>>>>> main
         Command::Network(command) => network(instance, json, command).await,
         Command::Container(command) => container(instance, json, command).await,
         Command::Fdb(command) => fdb(instance, json, command).await,

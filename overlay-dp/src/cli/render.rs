@@ -1,8 +1,12 @@
 //! Tables for people, in the manner of `ip`, `bridge` and `docker network`.
 
+pub mod admin;
+
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use comfy_table::{Table, presets};
+use ipnetwork::IpNetwork;
 
 use crate::api::{ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo};
 
@@ -26,17 +30,32 @@ fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// Subnets and gateways, IPv4 first.
+pub fn families(n: &NetworkInfo) -> impl Iterator<Item = (IpNetwork, IpAddr)> {
+    let second = n.ipv6.map(|family| (family.subnet, family.gateway));
+    std::iter::once((n.subnet, n.gateway)).chain(second)
+}
+
 /// `network ls`
 pub fn networks(networks: &[NetworkInfo]) -> String {
     table(
-        ["NAME", "VNI", "SUBNET", "GATEWAY", "ENDPOINTS", "ATTACHED"],
+        [
+            "NAME",
+            "VNI",
+            "SUBNET",
+            "GATEWAY",
+            "HOSTS",
+            "ENDPOINTS",
+            "ATTACHED",
+        ],
         networks.iter().map(|n| {
             [
                 n.name.clone(),
                 n.vni.to_string(),
-                n.subnet.to_string(),
-                n.gateway.to_string(),
-                n.endpoints.to_string(),
+                list(&families(n).map(|(subnet, _)| subnet).collect::<Vec<_>>()),
+                list(&families(n).map(|(_, gateway)| gateway).collect::<Vec<_>>()),
+                n.hosts.to_string(),
+                n.endpoints.map_or("-".into(), |n| n.to_string()),
                 if n.attached { "yes" } else { "no (known)" }.to_owned(),
             ]
         }),
@@ -51,8 +70,8 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
             "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n\n{}",
             n.name,
             n.vni,
-            n.subnet,
-            n.gateway,
+            list(&families(n).map(|(subnet, _)| subnet).collect::<Vec<_>>()),
+            list(&families(n).map(|(_, gateway)| gateway).collect::<Vec<_>>()),
             if n.attached {
                 "yes"
             } else {
