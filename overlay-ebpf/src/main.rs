@@ -16,17 +16,16 @@ use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use overlay_common::counters::{DropReason, Stat};
-use overlay_common::echo::{reflect_v4, reflect_v6};
-use overlay_common::outer::OuterV4;
+use overlay_common::outer::{OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::neighbour::{arp_reply, nd_reply};
 use overlay_common::verdict::{
-    Frame, Tables, Verdict, from_agent_then, from_port_then, from_uplink_then,
+    EcnRewrite, Frame, Tables, Verdict, from_agent_then, from_port_then, from_uplink_then,
 };
-use overlay_common::wire::{ETH_LEN, ETH_P_IP, Family, Mac, OUTER_V4_LEN};
+use overlay_common::wire::{ETH_LEN, ETH_P_IP, Family, Mac, OUTER_V4_LEN, OUTER_V6_LEN};
 
 use crate::decap::{Decap, rewrite_ecn};
-use crate::encap::{Encap, EncapError};
+use crate::encap::{Encap, EncapError, Headers};
 use crate::maps::{Maps, OVL_XSKS, count, count_drop};
 use crate::packet::{Buffer, Packet, Skb, Xdp};
 
@@ -184,8 +183,11 @@ fn carry_out<P: Encap + Decap>(
             vni,
         } => {
             let config = Maps.config().ok_or(DropReason::UnknownPort)?;
-            let outer = OuterV4::to_vtep(config, vtep, dst, meta, vni);
-            match encap(packet, &outer) {
+            let encapsulated = match Family::of(&vtep.src_ip) {
+                Family::V4 => encap(packet, &OuterV4::to_vtep(config, vtep, dst, meta, vni)),
+                Family::V6 => encap(packet, &OuterV6::to_vtep(config, vtep, dst, meta, vni)),
+            };
+            match encapsulated {
                 Ok(()) => done(packet.redirect(vtep.ifindex), Stat::Encapsulated),
                 Err(EncapError::Unable) => hand_over(packet, origin, Reason::CantEncap, vni),
                 Err(EncapError::Failed(reason)) => Err(reason),
@@ -200,11 +202,15 @@ fn carry_out<P: Encap + Decap>(
             answer_nd(packet, &mac)?;
             reply(packet, origin, Stat::NdReplies)
         }
-        Verdict::Decap { ifindex, ecn } => {
-            if let Some(ecn) = ecn {
-                rewrite_ecn(packet, ecn)?;
+        Verdict::Decap {
+            ifindex,
+            family,
+            ecn,
+        } => {
+            match family {
+                Family::V4 => decap(packet, Family::V4, ecn)?,
+                Family::V6 => decap_v6(packet, ecn)?,
             }
-            packet.decap()?;
             match origin {
                 // What the agent sends has been on a veth of its own: the long way is right for
                 // every protocol.
@@ -226,8 +232,27 @@ fn carry_out<P: Encap + Decap>(
 
 /// Puts outer headers on.
 #[inline(never)]
-fn encap<P: Encap>(packet: &mut P, outer: &OuterV4) -> Result<(), EncapError> {
+fn encap<P: Encap, H: Headers>(packet: &mut P, outer: &H) -> Result<(), EncapError> {
     packet.encap(outer)
+}
+
+/// Takes outer headers off.
+#[inline(always)]
+fn decap<P: Decap>(
+    packet: &mut P,
+    family: Family,
+    ecn: Option<EcnRewrite>,
+) -> Result<(), DropReason> {
+    if let Some(ecn) = ecn {
+        rewrite_ecn(packet, family, ecn)?;
+    }
+    packet.decap(family)
+}
+
+/// The same over IPv6.
+#[inline(never)]
+fn decap_v6<P: Decap>(packet: &mut P, ecn: Option<EcnRewrite>) -> Result<(), DropReason> {
+    decap(packet, Family::V6, ecn)
 }
 
 /// Hands a frame to the agent: over the punt link, as VXLAN, marked with where it comes from.
@@ -264,7 +289,9 @@ fn hand_over<P: Encap>(
                 return Err(DropReason::PuntTooBig);
             }
             let marker = punt::encode(Kind::FromUplink, Some(reason), ifindex, ETH_P_IP);
-            packet.store(0, &marker)?;
+            // Its EtherType says what is outside.
+            let addresses: &[u8; 12] = marker.first_chunk().ok_or(DropReason::Helper)?;
+            packet.store(0, addresses)?;
         }
         // The agent's frames are never punted back to it.
         Origin::Agent => return Err(DropReason::NotPunted),
@@ -294,20 +321,30 @@ fn answer_nd<P: Packet>(packet: &mut P, mac: &Mac) -> Result<(), DropReason> {
 /// Makes an echo request its answer.
 #[inline(never)]
 fn answer_echo<P: Packet>(packet: &mut P, family: Family) -> Result<(), DropReason> {
+    exchange::<P, 6>(packet, 0)?;
+    // The ports are the same.
     match family {
         Family::V4 => {
-            let mut room = Buffer::new();
-            let frame = packet.fill(0, &mut room).ok_or(DropReason::Truncated)?;
-            reflect_v4(frame);
-            packet.store(0, frame)
+            exchange::<P, 4>(packet, ETH_LEN + 12)?;
+            exchange::<P, 2>(packet, OUTER_V4_LEN)
         }
         Family::V6 => {
-            let mut room = Buffer::new();
-            let frame = packet.fill(0, &mut room).ok_or(DropReason::Truncated)?;
-            reflect_v6(frame);
-            packet.store(0, frame)
+            exchange::<P, 16>(packet, ETH_LEN + 8)?;
+            exchange::<P, 2>(packet, OUTER_V6_LEN)
         }
     }
+}
+
+/// Exchanges two fields of `N` bytes, of which one begins at `at` and the other is behind it.
+#[inline(always)]
+fn exchange<P: Packet, const N: usize>(packet: &mut P, at: usize) -> Result<(), DropReason> {
+    let (mut first, mut second) = (Buffer::<N>::new(), Buffer::<N>::new());
+    let first = packet.fill(at, &mut first).ok_or(DropReason::Truncated)?;
+    let second = packet
+        .fill(at + N, &mut second)
+        .ok_or(DropReason::Truncated)?;
+    packet.store(at, second)?;
+    packet.store(at + N, first)
 }
 
 /// Sends an answer back to who asked.

@@ -111,6 +111,7 @@ pub struct Swim {
     timer_number: u64,
     /// Whom this host suspects, by itself.
     accused: BTreeSet<Id>,
+    accusations: u64,
     /// Removed from the roster: not to be called.
     removed: BTreeSet<u64>,
     reviving: bool,
@@ -132,6 +133,7 @@ impl Swim {
             timers: BTreeMap::new(),
             timer_number: 0,
             accused: BTreeSet::new(),
+            accusations: 0,
             removed: BTreeSet::new(),
             reviving: false,
             revived: 0,
@@ -250,6 +252,11 @@ impl Swim {
         self.find(host).map(Member::state)
     }
 
+    /// How often this host suspected another one by itself.
+    pub fn accusations(&self) -> u64 {
+        self.accusations
+    }
+
     fn find(&self, host: HostId) -> Option<&Member<Id>> {
         self.foca
             .iter_membership_state()
@@ -291,6 +298,7 @@ impl Swim {
             } = &timer
                 && self.accused.insert(*member_id)
             {
+                self.accusations += 1;
                 let suspect = Member::new(*member_id, *incarnation, State::Suspect);
                 self.schedule(now, Timer::Accuse(suspect));
             }

@@ -26,20 +26,20 @@
 //! `UDP_NO_CHECK6_RX` to take the answer): XDP on a veth loses the note that one is still to be
 //! computed. It should set DF (`IP_PMTUDISC_PROBE`) and must not use UDP segmentation offload.
 
-use crate::wire::{ETH_LEN, IPV4_LEN, IPV6_LEN, UDP_LEN, VXLAN_FLAG_VNI, VXLAN_LEN, be16};
+use crate::wire::{VXLAN_FLAG_VNI, VXLAN_LEN};
 
 /// The VNI of echoes.
 pub const VNI: u32 = 0;
 /// What the message says it is.
 pub const MAGIC: [u8; 4] = *b"OVLE";
+/// The first two words of a request, as one number.
+const REQUEST: u32 = 0x0001_0000;
+/// Those of an answer.
+const ANSWER: u32 = 0x0000_0001;
 /// The message, in bytes.
 pub const MESSAGE_LEN: usize = 16;
 /// The shortest UDP payload: VXLAN header and message.
 pub const PAYLOAD_LEN: usize = VXLAN_LEN + MESSAGE_LEN;
-/// From the outer Ethernet header to the two words, over IPv4: what [`reflect_v4`] changes.
-pub const V4_HEAD: usize = ETH_LEN + IPV4_LEN + UDP_LEN + VXLAN_LEN + 4;
-/// The same over IPv6, for [`reflect_v6`].
-pub const V6_HEAD: usize = ETH_LEN + IPV6_LEN + UDP_LEN + VXLAN_LEN + 4;
 
 /// Request or answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,59 +85,23 @@ pub const fn request(nonce: u64) -> [u8; PAYLOAD_LEN] {
 /// The nonce of an answer, from its UDP payload; `None` when it is none.
 pub fn answer(payload: &[u8]) -> Option<u64> {
     let (vxlan, message) = payload.split_first_chunk::<VXLAN_LEN>()?;
-    let message: &[u8; MESSAGE_LEN] = message.first_chunk()?;
+    let (words, message) = message.split_first_chunk()?;
+    let (magic, message) = message.split_first_chunk()?;
+    let nonce = u64::from_be_bytes(*message.first_chunk()?);
     let on_vni_0 = vxlan[0] & VXLAN_FLAG_VNI != 0 && vxlan[4..7] == [0; 3];
-    let (head, nonce) = message.split_first_chunk::<8>()?;
-    if !on_vni_0 || kind(head) != Some(Kind::Answer) {
-        return None;
-    }
-    Some(u64::from_be_bytes(*nonce.first_chunk()?))
+    (on_vni_0 && kind(*words, *magic) == Some(Kind::Answer)).then_some(nonce)
 }
 
-/// What a message is that begins so; `None` when it is no echo.
+/// What a message is, by its first two words and its magic; `None` when it is no echo.
 #[inline(always)]
-pub const fn kind(message: &[u8; 8]) -> Option<Kind> {
-    let magic = u32::from_ne_bytes([message[4], message[5], message[6], message[7]]);
-    if magic != u32::from_ne_bytes(MAGIC) {
+pub const fn kind(words: [u8; 4], magic: [u8; 4]) -> Option<Kind> {
+    if u32::from_ne_bytes(magic) != u32::from_ne_bytes(MAGIC) {
         return None;
     }
-    match (be16(message[0], message[1]), be16(message[2], message[3])) {
-        (1, 0) => Some(Kind::Request),
-        (0, 1) => Some(Kind::Answer),
+    match u32::from_be_bytes(words) {
+        REQUEST => Some(Kind::Request),
+        ANSWER => Some(Kind::Answer),
         _ => None,
-    }
-}
-
-/// Makes a request over IPv4 its answer, from the first bytes of the frame.
-#[inline(always)]
-pub fn reflect_v4(frame: &mut [u8; V4_HEAD]) {
-    swap::<V4_HEAD, 6>(frame, 0);
-    swap::<V4_HEAD, 4>(frame, ETH_LEN + 12);
-    swap::<V4_HEAD, 2>(frame, ETH_LEN + IPV4_LEN);
-    swap::<V4_HEAD, 2>(frame, V4_HEAD - 4);
-}
-
-/// Makes a request over IPv6 its answer, from the first bytes of the frame.
-#[inline(always)]
-pub fn reflect_v6(frame: &mut [u8; V6_HEAD]) {
-    swap::<V6_HEAD, 6>(frame, 0);
-    swap::<V6_HEAD, 16>(frame, ETH_LEN + 8);
-    swap::<V6_HEAD, 2>(frame, ETH_LEN + IPV6_LEN);
-    swap::<V6_HEAD, 2>(frame, V6_HEAD - 4);
-}
-
-/// Exchanges two fields of `LEN` bytes, an even number, that lie behind one another.
-#[inline(always)]
-fn swap<const N: usize, const LEN: usize>(frame: &mut [u8; N], at: usize) {
-    let mut i = at;
-    while i < at + LEN {
-        let (a, b) = (
-            [frame[i], frame[i + 1]],
-            [frame[i + LEN], frame[i + LEN + 1]],
-        );
-        [frame[i], frame[i + 1]] = b;
-        [frame[i + LEN], frame[i + LEN + 1]] = a;
-        i += 2;
     }
 }
 
@@ -164,30 +128,5 @@ mod tests {
             broken[at] = value;
             assert_eq!(answer(&broken), None, "byte {at} is {value}");
         }
-    }
-
-    #[test]
-    fn reflecting_twice_changes_nothing() {
-        let v4: [u8; V4_HEAD] = core::array::from_fn(|i| i as u8);
-        let mut frame = v4;
-        reflect_v4(&mut frame);
-        assert_eq!(frame[..14], [6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 12, 13]);
-        assert_eq!(
-            frame[26..38],
-            [30, 31, 32, 33, 26, 27, 28, 29, 36, 37, 34, 35]
-        );
-        assert_eq!(frame[50..], [52, 53, 50, 51]);
-        reflect_v4(&mut frame);
-        assert_eq!(frame, v4);
-
-        let v6: [u8; V6_HEAD] = core::array::from_fn(|i| i as u8);
-        let mut frame = v6;
-        reflect_v6(&mut frame);
-        assert_eq!(frame[22..38], v6[38..54]);
-        assert_eq!(frame[38..54], v6[22..38]);
-        assert_eq!(frame[54..58], [56, 57, 54, 55]);
-        assert_eq!(frame[70..], [72, 73, 70, 71]);
-        reflect_v6(&mut frame);
-        assert_eq!(frame, v6);
     }
 }

@@ -15,6 +15,10 @@ pub const OUTER_V4_LEN: usize = ETH_LEN + IPV4_LEN + UDP_LEN + VXLAN_LEN;
 /// What encapsulation over IPv4 takes off the uplink's MTU: the outer headers without the outer
 /// Ethernet header, plus the inner Ethernet header.
 pub const OVERHEAD_V4: u32 = (IPV4_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN) as u32;
+/// All that encapsulation over IPv6 puts in front of an inner Ethernet frame.
+pub const OUTER_V6_LEN: usize = ETH_LEN + IPV6_LEN + UDP_LEN + VXLAN_LEN;
+/// What encapsulation over IPv6 takes off the uplink's MTU.
+pub const OVERHEAD_V6: u32 = (IPV6_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN) as u32;
 
 /// EtherType of IPv4.
 pub const ETH_P_IP: u16 = 0x0800;
@@ -44,6 +48,36 @@ pub enum Family {
     V4,
     /// IPv6 outside.
     V6,
+}
+
+impl Family {
+    /// That of a VTEP's address. An IPv6 host's never begins with 32 zero bits: `::/32` is the
+    /// unspecified, the loopback and IPv4 addresses in IPv6 form (RFC 4291 section 2.5).
+    #[inline(always)]
+    pub const fn of(vtep: &Ip16) -> Family {
+        if words(vtep)[0] == 0 {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+
+    /// Bytes in front of an inner frame.
+    #[inline(always)]
+    pub const fn outer_len(self) -> usize {
+        match self {
+            Family::V4 => OUTER_V4_LEN,
+            Family::V6 => OUTER_V6_LEN,
+        }
+    }
+
+    /// What encapsulation takes off the uplink's MTU.
+    pub const fn overhead(self) -> u32 {
+        match self {
+            Family::V4 => OVERHEAD_V4,
+            Family::V6 => OVERHEAD_V6,
+        }
+    }
 }
 
 /// The VXLAN "I" flag: the VNI field is valid.

@@ -2,10 +2,10 @@
 
 use overlay_common::checksum;
 use overlay_common::layout::VtepEntry;
-use overlay_common::outer::{Meta, OuterV4};
+use overlay_common::outer::{Meta, OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind};
 use overlay_common::verdict::EcnRewrite;
-use overlay_common::wire::{ETH_LEN, ETH_P_IP, Ip16, OUTER_V4_LEN};
+use overlay_common::wire::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, Ip16, Mac};
 
 use super::Output;
 use crate::tables::Tables;
@@ -37,7 +37,7 @@ impl<O: Output> Sink<'_, O> {
     ) {
         let marker = punt::encode(Kind::ToPort, None, ifindex, ETH_P_IP);
         let outer = OuterV4::punted(self.tables.config(), marker, vni);
-        self.write(&outer, len, write);
+        self.write(outer.to_bytes(length(len)), len, write);
     }
 
     /// Sends an inner frame to a VTEP. Who asks has looked whether its next hop is resolved.
@@ -50,25 +50,54 @@ impl<O: Output> Sink<'_, O> {
         inner: &[u8],
     ) {
         let config = self.tables.config();
-        let marker = punt::encode(Kind::ToVtep, None, vtep.ifindex, ETH_P_IP);
-        let marked = OuterV4::punted(config, marker, vni);
-        let outer = OuterV4 {
-            dst_mac: marked.dst_mac,
-            src_mac: marked.src_mac,
-            ..OuterV4::to_vtep(config, vtep, dst, meta, vni)
-        };
-        self.write(&outer, inner.len(), |frame| frame.copy_from_slice(inner));
+        let len = inner.len();
+        let copy = |frame: &mut [u8]| frame.copy_from_slice(inner);
+        match Family::of(dst) {
+            Family::V4 => {
+                let (dst_mac, src_mac) = marked(vtep.ifindex, ETH_P_IP);
+                let outer = OuterV4 {
+                    dst_mac,
+                    src_mac,
+                    ..OuterV4::to_vtep(config, vtep, dst, meta, vni)
+                };
+                self.write(outer.to_bytes(length(len)), len, copy);
+            }
+            Family::V6 => {
+                let (dst_mac, src_mac) = marked(vtep.ifindex, ETH_P_IPV6);
+                let outer = OuterV6 {
+                    dst_mac,
+                    src_mac,
+                    ..OuterV6::to_vtep(config, vtep, dst, meta, vni)
+                };
+                self.write(outer.to_bytes(length(len)), len, copy);
+            }
+        }
     }
 
-    fn write(&mut self, outer: &OuterV4, len: usize, write: impl FnOnce(&mut [u8])) {
-        let header = outer.to_bytes(u32::try_from(len).unwrap_or(u32::MAX));
-        self.out.frame(OUTER_V4_LEN + len, |frame| {
+    fn write<const N: usize>(
+        &mut self,
+        header: [u8; N],
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) {
+        self.out.frame(N + len, |frame| {
             if let Some((head, inner)) = frame.split_first_chunk_mut() {
                 *head = header;
                 write(inner);
             }
         });
     }
+}
+
+/// The marker of a frame to a VTEP, as outer destination and source address.
+fn marked(ifindex: u32, ethertype: u16) -> (Mac, Mac) {
+    let marker = punt::encode(Kind::ToVtep, None, ifindex, ethertype);
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, _, _] = marker;
+    ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5])
+}
+
+fn length(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
 }
 
 fn rewrite(inner: &mut [u8], ecn: EcnRewrite) {
@@ -82,8 +111,8 @@ fn rewrite(inner: &mut [u8], ecn: EcnRewrite) {
 }
 
 /// The VNI in outer headers.
-pub(super) fn vni(outer: &[u8; OUTER_V4_LEN]) -> u32 {
-    u32::from_be_bytes([0, outer[46], outer[47], outer[48]])
+pub(super) fn vni<const N: usize>(outer: &[u8; N]) -> u32 {
+    u32::from_be_bytes([0, outer[N - 4], outer[N - 3], outer[N - 2]])
 }
 
 /// The sum of bytes as 16-bit words (RFC 1071), a last odd one padded with zero.

@@ -83,19 +83,19 @@ impl SlowPath {
         let eth: &[u8; ETH_LEN] = frame.first_chunk().ok_or(DropReason::Truncated)?;
         let marker = punt::decode(eth).ok_or(DropReason::NotPunted)?;
         let reason = marker.reason.ok_or(DropReason::NotPunted)?;
-        if punt::ethertype(eth) != ETH_P_IP {
-            return Err(DropReason::NotPunted);
-        }
-        let split = frame.split_first_chunk::<OUTER_V4_LEN>();
-        let (outer, inner) = split.ok_or(DropReason::Truncated)?;
         let mut sink = Sink { tables, out };
         match marker.kind {
             Kind::FromPort => {
+                if punt::ethertype(eth) != ETH_P_IP {
+                    return Err(DropReason::NotPunted);
+                }
+                let split = frame.split_first_chunk::<OUTER_V4_LEN>();
+                let (outer, inner) = split.ok_or(DropReason::Truncated)?;
                 let from = FromPort::new(tables, marker.ifindex, reason, outer, inner)?;
                 from.decide(&mut self.limiter, now, &mut sink)
             }
             Kind::FromUplink => {
-                let from = FromUplink::new(tables, reason, frame, outer, inner)?;
+                let from = FromUplink::new(tables, reason, frame)?;
                 from.decide(&mut sink)
             }
             Kind::ToPort | Kind::ToVtep => Err(DropReason::NotPunted),

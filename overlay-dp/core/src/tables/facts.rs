@@ -56,6 +56,9 @@ pub enum Error {
     /// This host's own address, as another's.
     #[error("{0} is this host's own VTEP")]
     OwnVtep(IpAddr),
+    /// Another host's address, as this one's.
+    #[error("{0} is another host's VTEP: remove that host if it is gone ('overlay-dp host rm')")]
+    OthersVtep(IpAddr),
     /// A group MAC, or all zero.
     #[error("{0} can't be an endpoint's MAC address: it is not one host's")]
     Mac(MacAddr),

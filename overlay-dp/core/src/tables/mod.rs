@@ -16,6 +16,7 @@
 
 mod claims;
 mod facts;
+mod local;
 mod net;
 mod port;
 mod read;

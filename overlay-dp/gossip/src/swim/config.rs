@@ -17,9 +17,9 @@ pub(super) const REVIVE_COUNT: usize = 4;
 /// A timer that comes later than this says more of this host than of the others.
 pub(super) const LATE: Duration = Duration::from_millis(200);
 
-const PROBE_PERIOD: Duration = Duration::from_millis(200);
-const PROBE_RTT: Duration = Duration::from_millis(100);
-const SUSPICION: Duration = Duration::from_millis(500);
+const PROBE_PERIOD: Duration = Duration::from_millis(150);
+const PROBE_RTT: Duration = Duration::from_millis(75);
+const SUSPICION: Duration = Duration::from_millis(450);
 
 /// For a cluster of `size` other hosts.
 pub(super) fn config(size: usize) -> foca::Config {

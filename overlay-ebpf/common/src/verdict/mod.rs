@@ -116,11 +116,12 @@ pub enum Verdict<'t> {
     Decap {
         /// The port.
         ifindex: u32,
+        /// Of its outer headers.
+        family: Family,
         /// What ECN makes of the inner header.
         ecn: Option<EcnRewrite>,
     },
-    /// Turn the echo request into its answer ([`echo::reflect_v4`](crate::echo::reflect_v4) or its
-    /// IPv6 sister) and send it back.
+    /// Turn the echo request into its answer ([`echo`](crate::echo)) and send it back.
     EchoReply {
         /// Of its outer headers.
         family: Family,

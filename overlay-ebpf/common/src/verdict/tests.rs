@@ -13,7 +13,7 @@ use crate::layout::{
 use crate::outer::{Meta, OuterV4};
 use crate::punt::{self, Kind, Reason};
 use crate::wire::{
-    ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Mac, PROTO_TCP, PROTO_UDP, UNSPECIFIED, map_v4,
+    ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Family, Mac, PROTO_TCP, PROTO_UDP, UNSPECIFIED, map_v4,
 };
 
 const VNI: u32 = 4096;
@@ -233,6 +233,7 @@ fn tags_are_refused_wherever_the_kernel_keeps_them() {
         verdict,
         Verdict::Decap {
             ifindex: PORT,
+            family: Family::V4,
             ecn: None
         }
     ));
@@ -360,6 +361,7 @@ fn the_agent_sends_only_what_is_marked_so() {
         verdict(&to_port),
         Verdict::Decap {
             ifindex: PORT,
+            family: Family::V4,
             ecn: None
         }
     ));

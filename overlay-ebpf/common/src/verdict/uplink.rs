@@ -4,20 +4,32 @@ use super::{EcnRewrite, Eth, Frame, Tables, Verdict};
 use crate::checksum;
 use crate::counters::DropReason;
 use crate::echo::{self, Kind};
-use crate::layout::FdbKey;
+use crate::layout::{Config, FdbKey};
 use crate::outer::decap_ecn;
 use crate::punt::Reason;
 use crate::wire::{
-    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, IPV4_LEN, Ip16, OUTER_V4_LEN, PROTO_UDP, UDP_LEN,
+    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, IPV4_LEN, IPV6_LEN, Ip16, PROTO_UDP, UDP_LEN,
     VXLAN_FLAG_VNI, VXLAN_LEN, be16, ip_eq, is_group, mac_eq, map_v4,
 };
 
 /// What of the outer headers still matters behind them.
 struct Outer {
-    /// Sender, IPv4-mapped.
+    family: Family,
+    /// Sender, IPv4-mapped if it is one.
     src: Ip16,
     tos: u8,
     vni: u32,
+}
+
+/// What an outer IP header says.
+struct OuterIp {
+    family: Family,
+    src: Ip16,
+    tos: u8,
+    /// The whole packet's length, this header included.
+    len: u32,
+    /// False when the header's own checksum is wrong.
+    sound: bool,
 }
 
 /// Decides about a frame that came in on the uplink.
@@ -46,9 +58,23 @@ where
         return Ok(act(Verdict::Pass));
     };
     // A tagged frame belongs to a VLAN interface above the uplink.
-    if be16(t0, t1) != ETH_P_IP || frame.has_vlan_aside() {
+    if frame.has_vlan_aside() {
         return Ok(act(Verdict::Pass));
     }
+    match be16(t0, t1) {
+        ETH_P_IP => over_ipv4(frame, tables, config, act),
+        ETH_P_IPV6 => over_ipv6(frame, tables, config, act),
+        _ => Ok(act(Verdict::Pass)),
+    }
+}
+
+#[inline(always)]
+fn over_ipv4<'t, F: Frame, T: Tables, R>(
+    frame: &F,
+    tables: &'t T,
+    config: &Config,
+    act: impl FnOnce(Verdict<'t>) -> R,
+) -> Result<R, DropReason> {
     let Some(ip) = frame.load::<IPV4_LEN>(ETH_LEN) else {
         return Ok(act(Verdict::Pass));
     };
@@ -58,7 +84,57 @@ where
     if ip[0] != 0x45 || ip[9] != PROTO_UDP || fragment || !ip_eq(&dst, &config.vtep) {
         return Ok(act(Verdict::Pass));
     }
-    let Some(udp) = frame.load::<UDP_LEN>(ETH_LEN + IPV4_LEN) else {
+    let ip = OuterIp {
+        family: Family::V4,
+        src: map_v4([ip[12], ip[13], ip[14], ip[15]]),
+        tos: ip[1],
+        len: be16(ip[2], ip[3]) as u32,
+        sound: checksum::fold(checksum::sum(&ip)) == 0xffff,
+    };
+    datagram(frame, tables, config, &ip, act)
+}
+
+#[inline(always)]
+fn over_ipv6<'t, F: Frame, T: Tables, R>(
+    frame: &F,
+    tables: &'t T,
+    config: &Config,
+    act: impl FnOnce(Verdict<'t>) -> R,
+) -> Result<R, DropReason> {
+    let Some(dst) = frame.load::<16>(ETH_LEN + 24) else {
+        return Ok(act(Verdict::Pass));
+    };
+    if !ip_eq(&dst, &config.vtep) {
+        return Ok(act(Verdict::Pass));
+    }
+    let (Some(h), Some(src)) = (frame.load::<8>(ETH_LEN), frame.load::<16>(ETH_LEN + 8)) else {
+        return Ok(act(Verdict::Pass));
+    };
+    // A VTEP sends neither extension headers nor fragments, which have one.
+    if h[0] >> 4 != 6 || h[6] != PROTO_UDP {
+        return Ok(act(Verdict::Pass));
+    }
+    let ip = OuterIp {
+        family: Family::V6,
+        src,
+        tos: (h[0] << 4) | (h[1] >> 4),
+        len: be16(h[4], h[5]) as u32 + IPV6_LEN as u32,
+        sound: true,
+    };
+    datagram(frame, tables, config, &ip, act)
+}
+
+#[inline(always)]
+fn datagram<'t, F: Frame, T: Tables, R>(
+    frame: &F,
+    tables: &'t T,
+    config: &Config,
+    ip: &OuterIp,
+    act: impl FnOnce(Verdict<'t>) -> R,
+) -> Result<R, DropReason> {
+    let outer_len = ip.family.outer_len();
+    let udp_at = outer_len - VXLAN_LEN - UDP_LEN;
+    let Some(udp) = frame.load::<UDP_LEN>(udp_at) else {
         return Ok(act(Verdict::Pass));
     };
     if be16(udp[2], udp[3]) != config.data_port {
@@ -66,36 +142,37 @@ where
     }
     // From here on it is ours, and a fault is counted. Lengths of a GSO super-packet are those of
     // the whole, or nothing, as the kernel likes.
-    if checksum::fold(checksum::sum(&ip)) != 0xffff {
+    if !ip.sound {
         return Err(DropReason::OuterChecksum);
     }
-    let ip_len = be16(ip[2], ip[3]) as u32;
     let udp_len = be16(udp[4], udp[5]) as u32;
     let smallest = (UDP_LEN + VXLAN_LEN + ETH_LEN) as u32;
-    let fits = ip_len + ETH_LEN as u32 <= frame.total_len()
+    let header_len = (udp_at - ETH_LEN) as u32;
+    let fits = ip.len + ETH_LEN as u32 <= frame.total_len()
         && udp_len >= smallest
-        && ip_len >= udp_len + IPV4_LEN as u32;
+        && ip.len >= udp_len + header_len;
     if frame.gso_size() == 0 && !fits {
         return Err(DropReason::OuterLength);
     }
     let vxlan: [u8; VXLAN_LEN] = frame
-        .load(OUTER_V4_LEN - VXLAN_LEN)
+        .load(outer_len - VXLAN_LEN)
         .ok_or(DropReason::OuterLength)?;
     if vxlan[0] & VXLAN_FLAG_VNI == 0 {
         return Err(DropReason::VxlanFlags);
     }
     let outer = Outer {
-        src: map_v4([ip[12], ip[13], ip[14], ip[15]]),
-        tos: ip[1],
+        family: ip.family,
+        src: ip.src,
+        tos: ip.tos,
         vni: u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]),
     };
     if outer.vni == echo::VNI {
-        let exact = ip_len + ETH_LEN as u32 == frame.total_len()
-            && ip_len == udp_len + IPV4_LEN as u32
+        let exact = ip.len + ETH_LEN as u32 == frame.total_len()
+            && ip.len == udp_len + header_len
             && frame.gso_size() == 0;
         let from_vtep = be16(udp[0], udp[1]) == config.data_port;
-        return match echo_kind(frame, tables, &outer.src, exact && from_vtep)? {
-            Kind::Request => Ok(act(Verdict::EchoReply { family: Family::V4 })),
+        return match echo_kind(frame, tables, &outer, exact && from_vtep)? {
+            Kind::Request => Ok(act(Verdict::EchoReply { family: ip.family })),
             Kind::Answer => Ok(act(Verdict::Pass)),
         };
     }
@@ -107,19 +184,23 @@ where
 fn echo_kind<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
-    src: &Ip16,
+    outer: &Outer,
     sound: bool,
 ) -> Result<Kind, DropReason> {
     const MALFORMED: DropReason = DropReason::MalformedEcho;
-    tables.vtep(src).ok_or(DropReason::UnknownVtep)?;
-    let [to_group, ..] = frame.load::<2>(0).ok_or(MALFORMED)?;
-    // The nonce, too, must be there.
-    let message: [u8; echo::MESSAGE_LEN] = frame.load(OUTER_V4_LEN).ok_or(MALFORMED)?;
-    if !sound || to_group & 1 != 0 {
+    tables.vtep(&outer.src).ok_or(DropReason::UnknownVtep)?;
+    if !sound {
         return Err(MALFORMED);
     }
-    let [r0, r1, a0, a1, m0, m1, m2, m3, ..] = message;
-    echo::kind(&[r0, r1, a0, a1, m0, m1, m2, m3]).ok_or(MALFORMED)
+    let [to_group, _] = frame.load(0).ok_or(MALFORMED)?;
+    if to_group & 1 != 0 {
+        return Err(MALFORMED);
+    }
+    let message = outer.family.outer_len();
+    let words: [u8; 4] = frame.load(message).ok_or(MALFORMED)?;
+    let magic: [u8; 4] = frame.load(message + 4).ok_or(MALFORMED)?;
+    let _nonce: [u8; 8] = frame.load(message + 8).ok_or(MALFORMED)?;
+    echo::kind(words, magic).ok_or(MALFORMED)
 }
 
 #[inline(always)]
@@ -132,7 +213,8 @@ fn inner<'t, F: Frame, T: Tables, R>(
     let vni = outer.vni;
     tables.vtep(&outer.src).ok_or(DropReason::UnknownVtep)?;
     tables.network(vni).ok_or(DropReason::UnknownVni)?;
-    let eth = Eth::new(frame.load(OUTER_V4_LEN).ok_or(DropReason::Truncated)?);
+    let outer_len = outer.family.outer_len();
+    let eth = Eth::new(frame.load(outer_len).ok_or(DropReason::Truncated)?);
     if eth.is_tagged() {
         return Err(DropReason::InnerVlan);
     }
@@ -155,8 +237,13 @@ fn inner<'t, F: Frame, T: Tables, R>(
         return Ok(act(Verdict::Punt { reason, vni }));
     };
     let ifindex = destination.port().ok_or(DropReason::NotLocal)?;
-    combine_ecn(frame, eth.ethertype, outer.tos, |ecn| {
-        act(Verdict::Decap { ifindex, ecn })
+    combine_ecn(frame, eth.ethertype, outer, |ecn| {
+        let family = outer.family;
+        act(Verdict::Decap {
+            ifindex,
+            family,
+            ecn,
+        })
     })
 }
 
@@ -166,14 +253,15 @@ fn inner<'t, F: Frame, T: Tables, R>(
 fn combine_ecn<F: Frame, R>(
     frame: &F,
     ethertype: u16,
-    outer_tos: u8,
+    outer: &Outer,
     act: impl FnOnce(Option<EcnRewrite>) -> R,
 ) -> Result<R, DropReason> {
-    const INNER_IP: usize = OUTER_V4_LEN + ETH_LEN;
+    let inner_ip = outer.family.outer_len() + ETH_LEN;
+    let outer_tos = outer.tos;
     // Only ECT(1) and CE outside ever change anything.
     let matters = outer_tos & 1 != 0;
     if matters && ethertype == ETH_P_IP {
-        let h: [u8; 12] = frame.load(INNER_IP).ok_or(DropReason::Truncated)?;
+        let h: [u8; 12] = frame.load(inner_ip).ok_or(DropReason::Truncated)?;
         let ecn = decap_ecn(h[1], outer_tos).ok_or(DropReason::EcnIllegal)?;
         let byte1 = (h[1] & !3) | ecn;
         if byte1 != h[1] {
@@ -185,7 +273,7 @@ fn combine_ecn<F: Frame, R>(
         }
     }
     if matters && ethertype == ETH_P_IPV6 {
-        let [_, old] = frame.load::<2>(INNER_IP).ok_or(DropReason::Truncated)?;
+        let [_, old] = frame.load::<2>(inner_ip).ok_or(DropReason::Truncated)?;
         let ecn = decap_ecn(old >> 4, outer_tos).ok_or(DropReason::EcnIllegal)?;
         let byte1 = (old & !0x30) | (ecn << 4);
         if byte1 != old {

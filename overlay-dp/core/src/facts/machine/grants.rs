@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use super::hosts::member;
-use crate::facts::pool::Pool;
+use crate::facts::pool::{Pool, Share};
 use crate::facts::{
-    Change, Facts, MAX_CLAIMS, MAX_HOST_OFFSETS, MAX_NETWORK_OFFSETS, MAX_PIECES, Range, Refusal,
-    Reply, Version, Want, Wanted,
+    Change, Facts, MAX_CLAIMS, MAX_HOST_OFFSETS, MAX_NETWORK_OFFSETS, MAX_PIECES, Range, Ranges,
+    Refusal, Reply, Version, Want, Wanted,
 };
 use crate::model::{HostId, MacAddr, Vni};
 
@@ -77,7 +77,7 @@ impl<'a> Asked<'a> {
             return Err(Refusal::TooLong);
         }
         // Of each offset once, however often the request names it.
-        let ranges: crate::facts::Ranges = ranges.iter().copied().collect();
+        let ranges: Ranges = ranges.iter().copied().collect();
         let Some(share) = self.pool.share(self.host) else {
             return Ok(());
         };
@@ -207,7 +207,7 @@ impl<'a> Asked<'a> {
         Ok(room)
     }
 
-    fn shares(&self) -> impl Iterator<Item = &crate::facts::pool::Share> {
+    fn shares(&self) -> impl Iterator<Item = &Share> {
         let pools = self.facts.pools.values();
         pools.filter_map(|pool| pool.share(self.host))
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use crate::facts::{Facts, Range, Ranges, Refusal};
+use crate::facts::{Facts, Refusal};
 
 /// "This" network, loopback, link-local, and multicast up to the end: no container can use them.
 const RESERVED_V4: [Ipv4Network; 4] = [
@@ -136,14 +136,16 @@ impl<'a> Subnets<'a> {
         let all = networks
             .map(|family| family.subnet)
             .chain(self.avoid.iter().copied());
-        let taken: Ranges = all
-            .filter_map(numbers)
-            .map(|(first, last)| Range { first, last })
-            .collect();
-        match taken.at(0) {
-            None => Some(0),
-            Some(taken) => u16::try_from(taken.last + 1).ok(),
+        let mut taken: Vec<(u32, u32)> = all.filter_map(numbers).collect();
+        taken.sort_unstable();
+        let mut free = 0;
+        for (first, last) in taken {
+            if first > free {
+                break;
+            }
+            free = free.max(last + 1);
         }
+        u16::try_from(free).ok()
     }
 }
 
