@@ -153,16 +153,16 @@ fn answers_are_those_of_a_name_server() {
 fn a_change_is_in_the_answers_within_200_ms() {
     run(|lab, names| {
         let c2 = names.container(lab, 2, "")?;
-        let mut slowest = Duration::ZERO;
+        let mut times = Vec::new();
         for round in 0..10 {
             let ip: Ipv4Addr = [10, 0, 0, 100 + round].into();
             attach(lab.host(1), lab.c(1), "flip", &format!("--ip {ip}"))?;
-            slowest = slowest.max(becomes(&c2.ns, "flip", Some(ip))?);
+            times.push(becomes(&c2.ns, "flip.uber-net", Some(ip))?);
             lab.host(1).overlay("container rm flip")?;
-            slowest = slowest.max(becomes(&c2.ns, "flip.uber-net", None)?);
+            times.push(becomes(&c2.ns, "flip.uber-net", None)?);
         }
-        eprintln!("a change was in the answers after {slowest:?} at most");
-        ensure!(slowest <= CURRENT, "{slowest:?}");
+        eprintln!("changes were in the answers after {times:?}");
+        ensure!(times.iter().all(|time| *time <= CURRENT), "{times:?}");
         Ok(())
     });
 }
