@@ -50,7 +50,7 @@ fn kill_9_and_restart_lose_nothing(datapath: &str) {
         wait_until("test.2 pings test.3", NOTICED, || overlay.c(2).reaches(&c3))?;
         lab.host(2).overlay("container rm test.2")?;
         ensure!(links(&overlay.c(2).ns)? == ["lo"]);
-        Ok(())
+        Ok(overlay)
     });
 }
 
@@ -123,7 +123,8 @@ fn a_removed_container_leaves_no_trace() {
         is_forgotten(lab, gone)?;
         // Its name and namespace are free again.
         let again = Container::add(lab, 1, &gone.ns, "test.1")?;
-        wait_until("test.2 pings it", NOTICED, || overlay.c(2).reaches(&again))
+        wait_until("test.2 pings it", NOTICED, || overlay.c(2).reaches(&again))?;
+        Ok(overlay)
     });
 }
 
@@ -132,7 +133,8 @@ fn a_deleted_namespace_is_noticed() {
     test(BIN, LabSpec::default(), |lab| {
         let overlay = Overlay::start(lab, "")?;
         lab.c(1).delete()?;
-        is_forgotten(lab, overlay.c(1))
+        is_forgotten(lab, overlay.c(1))?;
+        Ok(overlay)
     });
 }
 
@@ -160,7 +162,8 @@ fn a_dead_process_with_its_namespace_is_noticed() {
             let by_pid = Container::from_json(&added, &overlay.c(1).ns)?;
             wait_until("test.1 pings it", NOTICED, || overlay.c(1).reaches(&by_pid))?;
             drop(process);
-            is_forgotten(lab, &by_pid)
+            is_forgotten(lab, &by_pid)?;
+            Ok(overlay)
         },
     );
 }

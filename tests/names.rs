@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use overlay_lab::{AgentProc, Background, Container, Host, Lab, LabSpec, Ns, test, wait_until};
 
 const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
@@ -153,16 +153,16 @@ fn answers_are_those_of_a_name_server() {
 fn a_change_is_in_the_answers_within_200_ms() {
     run(|lab, names| {
         let c2 = names.container(lab, 2, "")?;
-        let mut slowest = Duration::ZERO;
+        let mut times = Vec::new();
         for round in 0..10 {
             let ip: Ipv4Addr = [10, 0, 0, 100 + round].into();
             attach(lab.host(1), lab.c(1), "flip", &format!("--ip {ip}"))?;
-            slowest = slowest.max(becomes(&c2.ns, "flip", Some(ip))?);
+            times.push(becomes(&c2.ns, "flip.uber-net", Some(ip))?);
             lab.host(1).overlay("container rm flip")?;
-            slowest = slowest.max(becomes(&c2.ns, "flip.uber-net", None)?);
+            times.push(becomes(&c2.ns, "flip.uber-net", None)?);
         }
-        eprintln!("a change was in the answers after {slowest:?} at most");
-        ensure!(slowest <= CURRENT, "{slowest:?}");
+        eprintln!("changes were in the answers after {times:?}");
+        ensure!(times.iter().all(|time| *time <= CURRENT), "{times:?}");
         Ok(())
     });
 }
@@ -210,19 +210,30 @@ fn dns_stale_after_a_flap() {
         names.kill(1);
         host.overlay("container rm web")?;
         attach(host, lab.c(1), "web", &at(old))?;
-        names.agents.insert(1, lab.start_agent(2, &args)?);
-        let begin = Instant::now();
         let mut answers = 0;
-        while begin.elapsed() < 3 * SECOND {
-            match ask(&c2.ns, "web")? {
-                Some(answer) => {
-                    ensure!(answer == [old], "{answer:?} after {:?}", begin.elapsed());
+        let started = AtomicBool::new(false);
+        std::thread::scope(|scope| -> Result<()> {
+            let agent = scope.spawn(|| {
+                let agent = lab.start_agent(2, &args);
+                started.store(true, Ordering::Relaxed);
+                agent
+            });
+            // From its first answer on, which may come before it calls itself ready.
+            let mut until = None;
+            while until.is_none_or(|until| Instant::now() < until) {
+                if until.is_none() && started.load(Ordering::Relaxed) {
+                    until = Some(Instant::now() + 2 * SECOND);
+                }
+                if let Some(answer) = ask(&c2.ns, "web.uber-net")? {
+                    ensure!(answer == [old], "{answer:?} as answer {answers}");
                     answers += 1;
                 }
-                None => sleep(SECOND / 50),
             }
-        }
-        ensure!(answers > 10, "{answers} answers in 3 s");
+            let agent = agent.join().map_err(|_| anyhow!("the start panicked"))??;
+            names.agents.insert(1, agent);
+            Ok(())
+        })?;
+        ensure!(answers > 10, "{answers} answers");
         Ok(())
     });
 }

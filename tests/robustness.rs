@@ -50,7 +50,8 @@ fn a_second_instance_in_one_namespace_is_refused_and_harms_nothing() {
         nothing_lost(run)?;
         // The first one is whole: it can still add and remove.
         host.overlay("container rm test.1")?;
-        Container::add(lab, 1, lab.c(1), "test.1").map(drop)
+        Container::add(lab, 1, lab.c(1), "test.1")?;
+        Ok(overlay)
     });
 }
 
@@ -156,10 +157,11 @@ fn a_failed_restart_stops_no_traffic() {
                 .with_context(|| changed.to_owned())?;
         }
         drop(socket);
-        let _agent = lab.start_agent(1, "--datapath tcx")?;
+        overlay.agents.push(lab.start_agent(1, "--datapath tcx")?);
         nothing_lost(run)?;
         let c3 = Container::add(lab, 1, &lab.add_container("c3")?, "test.3")?;
-        wait_until("test.2 pings test.3", NOTICED, || c2.reaches(&c3))
+        wait_until("test.2 pings test.3", NOTICED, || c2.reaches(&c3))?;
+        Ok(overlay)
     });
 }
 
@@ -191,7 +193,7 @@ fn an_interrupted_add_blocks_no_name() {
             let again = Container::add(lab, 1, &ns, &name)?;
             wait_until("test.1 pings it", NOTICED, || overlay.c(1).reaches(&again))?;
         }
-        Ok(())
+        Ok(overlay)
     });
 }
 
@@ -232,7 +234,8 @@ fn another_uplink() {
         let (c1, c2) = (overlay.c(1), overlay.c(2));
         wait_until("test.1 pings test.2 over eth1", 3 * NOTICED, || {
             c1.reaches(c2)
-        })
+        })?;
+        Ok((overlay, agent))
     });
 }
 
@@ -246,18 +249,18 @@ fn another_datapath_after_kill_9() {
         test(BIN, spec.clone(), |lab| {
             let mut overlay = Overlay::start(lab, &format!("--datapath {before}"))?;
             let host = lab.host(1);
-            let (_process, by_pid) = container_by_pid(lab, host)?;
+            let (process, by_pid) = container_by_pid(lab, host)?;
             // Both hosts change over: veths carry unfinished checksums, which XDP on a veth uplink
             // can't finish for a tcx host, as a NIC would have done.
             overlay.agents.drain(..).for_each(AgentProc::kill);
             let args = format!("--datapath {after}");
-            let _agents = [lab.start_agent(1, &args)?, lab.start_agent(2, &args)?];
+            let agents = [lab.start_agent(1, &args)?, lab.start_agent(2, &args)?];
             for peer in [overlay.c(1), overlay.c(2)] {
                 wait_until("it is reached", NOTICED, || peer.reaches(&by_pid))?;
                 tcp(peer, &by_pid)?;
                 tcp(&by_pid, peer)?;
             }
-            Ok(())
+            Ok((agents, process))
         });
     }
 }
@@ -283,7 +286,7 @@ fn small_mtu() {
             ensure!(too_big.received == 0, "{}", too_big.output);
             tcp(from, to)?;
         }
-        Ok(())
+        Ok(overlay)
     });
 }
 

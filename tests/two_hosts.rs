@@ -64,7 +64,8 @@ fn carries_everything(datapath: &str, hooks: Option<[&str; 2]>) {
             let errors = checksum_errors(&container.ns)?;
             ensure!(errors.is_empty(), "{}: {errors:?}", container.name);
         }
-        foreign_addresses_are_not_sent(lab.host(1), c1, c2)
+        foreign_addresses_are_not_sent(lab.host(1), c1, c2)?;
+        Ok(overlay)
     });
 }
 

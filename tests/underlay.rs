@@ -203,6 +203,10 @@ fn uplink_recreated() {
             let uplinks: Vec<_> = hooks.iter().filter(|h| h["site"] == "uplink").collect();
             ensure!(uplinks.len() == 1, "{hooks:#?}");
             ensure!(uplinks[0]["attached"] != "MISSING", "{hooks:#?}");
+            for host in lab.hosts() {
+                wait_data_path(host, "answers")?;
+                wait_path_mtu(host, 1500)?;
+            }
             let tcp = iperf3(&c1.ns, &c2.ns, c2.ip, Load::Tcp, 1)?;
             ensure!(tcp.gbit > 0.01, "{tcp:?}");
             Ok(())

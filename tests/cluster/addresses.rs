@@ -188,9 +188,8 @@ fn fill(lab: &Lab, network: &str, size: usize) -> Result<()> {
     let hosts = lab.hosts().len();
     let of = |host: usize| (0..size).filter(move |n| n % hosts == host - 1);
     thread::scope(|scope| {
-        let adding = (1..=hosts).map(|host| {
-            scope.spawn(move || of(host).try_for_each(|n| add(lab, host, network, n).map(drop)))
-        });
+        let adding = (1..=hosts)
+            .map(|host| scope.spawn(move || of(host).try_for_each(|n| add(lab, host, network, n))));
         let adding: Vec<_> = adding.collect();
         adding.into_iter().try_for_each(|job| {
             job.join()
@@ -218,9 +217,7 @@ fn fill(lab: &Lab, network: &str, size: usize) -> Result<()> {
 
     // Host1 has one too many, and host2 takes it.
     remove_named(lab.host(1), network, [0])?;
-    wait_until("the address comes to host2", SOON, || {
-        add(lab, 2, network, size).is_ok()
-    })?;
+    add(lab, 2, network, size).context("the address comes to host2")?;
     for host in 1..=hosts {
         let extra = (host == 2).then_some(size);
         remove_named(
@@ -242,8 +239,19 @@ fn line(lab: &Lab, host: usize, network: &str, n: usize) -> String {
     format!("container add {network}.{n} --network {network} --netns {ns} --ifname n{n}")
 }
 
-fn add(lab: &Lab, host: usize, network: &str, n: usize) -> Result<String> {
-    lab.host(host).overlay(&line(lab, host, network, n))
+/// When few are left, another host may have to give some back first.
+fn add(lab: &Lab, host: usize, network: &str, n: usize) -> Result<()> {
+    let line = line(lab, host, network, n);
+    let mut why = String::new();
+    wait_until(&line, SOON, || {
+        let added = lab.host(host).overlay(&line);
+        why = added
+            .as_ref()
+            .err()
+            .map_or(String::new(), |e| format!("{e:#}"));
+        added.is_ok()
+    })
+    .with_context(|| why.clone())
 }
 
 fn remove_named(

@@ -105,8 +105,13 @@ fn a_token_of_another_cluster_is_refused_before_the_secret_is_sent() {
         let another = Identity::made_up(&manager_names("2"))?;
         join(&another.fingerprint())?.fails_with(&["another cluster"])?;
         ensure!(fake.told() == told, "it was told something");
-        // The right CA, but a host that is no manager.
         drop(fake);
+
+        // The right CA, but a host that is no manager: any member could wait there for secrets.
+        let worker = Identity::made_up(&["1.hosts.overlay-dp".to_owned()])?;
+        let fake = FakeManager::start(&host1.ns, host1.ip, &worker)?;
+        join(&worker.fingerprint())?.fails_with(&[&host1.ip.to_string()])?;
+        ensure!(fake.told().is_empty(), "a worker was told something");
         let left = host2.leftovers()?;
         ensure!(left.is_empty(), "{left:#?}");
         Ok(())

@@ -21,6 +21,8 @@ pub(crate) use peer::{Account, Diff, Gap, PeerLog};
 
 /// More endpoints than this are not accepted from one host.
 pub const MAX_ENDPOINTS: usize = 65_536;
+/// Nor more than this, as [`cost`] counts: names and aliases are their owner's to choose.
+pub(crate) const MAX_BYTES: usize = 32 << 20;
 /// So many endpoints of one host may wait for facts that allow them.
 pub const MAX_WAITING: usize = 4096;
 /// One of each family, and a link-local one.
@@ -36,6 +38,13 @@ fn well_formed(endpoint: &Endpoint) -> bool {
         && (1..=MAX_IPS).contains(&endpoint.ips.len())
         && endpoint.aliases.len() <= MAX_ALIASES
         && names.all(|name| check_name(name).is_ok())
+}
+
+/// No less than what an endpoint takes in a frame, and about what it takes in memory.
+pub(crate) fn cost(endpoint: &Endpoint) -> usize {
+    let names = endpoint.aliases.iter().chain(&endpoint.service);
+    let names = names.map(|name| name.len() + 32);
+    128 + endpoint.name.len() + endpoint.ips.len() * 18 + names.sum::<usize>()
 }
 
 /// An endpoint where its name is the key.

@@ -3,6 +3,7 @@
 //! asked, each question in a task of its own.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,8 +15,8 @@ use tokio::task::JoinHandle;
 
 use super::desk::{Desk, count};
 
-/// So long after the start, who is not known here may still be told of by another host: it is
-/// asked again before anybody hears that there is no such name.
+/// So long after a restart, who is not known here may still be told of by another host: nobody
+/// hears before that there is no such name.
 const LEARNING: Duration = Duration::from_secs(1);
 /// UDP and TCP port of resolvers.
 const PORT: u16 = 53;
@@ -47,14 +48,16 @@ struct Counters {
 }
 
 impl NameService {
-    /// Starts it. `resolv_conf` names the host's resolvers.
-    pub fn start(desk: Arc<Desk>, resolv_conf: std::path::PathBuf) -> NameService {
+    /// Starts it. `resolv_conf` names the host's resolvers. After a `restart` there are containers
+    /// which knew names from an earlier agent.
+    pub fn start(desk: Arc<Desk>, resolv_conf: PathBuf, restart: bool) -> NameService {
+        let learning = if restart { LEARNING } else { Duration::ZERO };
         let office = Arc::new(Office {
             names: RwLock::new(Names::new()),
             desk,
             forwarder: Forwarder::new(resolv_conf, PORT),
             counters: Counters::default(),
-            learned: Instant::now() + LEARNING,
+            learned: Instant::now() + learning,
         });
         let working = Arc::clone(&office);
         let task = tokio::spawn(async move {

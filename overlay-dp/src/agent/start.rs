@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +36,7 @@ impl Agent {
     ) -> Result<(Agent, Inputs, Api, mpsc::Receiver<Request>)> {
         let host = Host::new()?;
         let uplink = Uplink::discover(&host, &options.iface, options.advertise).await?;
+        check_family(&uplink, options.join.as_deref())?;
         let inner_mtu = inner_mtu(&uplink, options.mtu)?;
         let data_port = reserve(uplink.addr, options.data_port)?;
         let start = choose_start(&options)?;
@@ -74,7 +75,11 @@ impl Agent {
                 inner_mtu,
                 tables: prepared.tables,
                 slow: prepared.slow,
-                names: NameService::start(prepared.desk, options.resolv_conf.clone()),
+                names: NameService::start(
+                    prepared.desk,
+                    options.resolv_conf.clone(),
+                    !state.ports.is_empty(),
+                ),
                 punt: [prepared.punt.near_ifindex, prepared.punt.far_ifindex],
                 fatal: None,
                 expelled: false,
@@ -174,6 +179,31 @@ async fn first_contact(cluster: &Cluster) {
             "no other host can be reached for gossip yet: is its port open between the hosts?"
         );
     }
+}
+
+/// All VTEPs of a cluster are of one address family, and where it is joined is one of them. (A
+/// name is looked up later, for an address of the right one.)
+fn check_family(uplink: &Uplink, join: Option<&str>) -> Result<()> {
+    let kind = |v4| if v4 { "IPv4" } else { "IPv6" };
+    let own = uplink.addr.is_ipv4();
+    match join.and_then(literal) {
+        Some(ip) if ip.is_ipv4() != own => bail!(
+            "the cluster at {ip} is reached over {}, and this host at {}, which is {}: choose an {0} address of {} with \
+             --advertise-addr",
+            kind(!own),
+            uplink.addr,
+            kind(own),
+            uplink.name,
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The address of `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`; `None` when it is a name.
+fn literal(join: &str) -> Option<IpAddr> {
+    let with_port = || Some(join.parse::<SocketAddr>().ok()?.ip());
+    let alone = join.trim_matches(['[', ']']).parse().ok();
+    alone.or_else(with_port)
 }
 
 fn inner_mtu(uplink: &Uplink, wanted: Option<u32>) -> Result<u32> {

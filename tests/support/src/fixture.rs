@@ -20,7 +20,7 @@ use crate::process::wait_until;
 ///
 /// # Panics
 /// When the test fails.
-pub fn test(bin: &str, spec: LabSpec, body: impl FnOnce(&Lab) -> Result<()>) {
+pub fn test<T>(bin: &str, spec: LabSpec, body: impl FnOnce(&Lab) -> Result<T>) {
     if !rustix::process::geteuid().is_root() {
         let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
         assert!(
@@ -31,7 +31,10 @@ pub fn test(bin: &str, spec: LabSpec, body: impl FnOnce(&Lab) -> Result<()>) {
         return;
     }
     let lab = Lab::new(&spec, Path::new(bin)).unwrap_or_else(|error| panic!("{error:?}"));
-    let outcome = catch_unwind(AssertUnwindSafe(|| body(&lab)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let _agents = body(&lab)?;
+        anyhow::Ok(())
+    }));
     let logs = lab.logs();
     drop(lab);
     match outcome {

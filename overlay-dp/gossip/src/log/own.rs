@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use overlay_core::model::{Endpoint, Vni};
 
-use super::{ByName, MAX_ENDPOINTS};
+use super::{ByName, MAX_BYTES, MAX_ENDPOINTS, cost};
 use crate::wire::{Change, Position};
 
 /// So many changes back, a follower gets changes and not a snapshot.
@@ -27,6 +27,7 @@ pub struct OwnLogs {
     settled: bool,
     logs: BTreeMap<Vni, OwnLog>,
     count: usize,
+    bytes: usize,
     moves: u64,
     /// The last move of each log.
     moved: BTreeMap<u64, Vni>,
@@ -56,6 +57,7 @@ impl OwnLogs {
             settled: false,
             logs: BTreeMap::new(),
             count: 0,
+            bytes: 0,
             moves: 0,
             moved: BTreeMap::new(),
             settled_at: 0,
@@ -91,7 +93,7 @@ impl OwnLogs {
 
     /// Whether the others would take no more.
     pub fn is_full(&self) -> bool {
-        self.count >= MAX_ENDPOINTS
+        self.count >= MAX_ENDPOINTS || self.bytes > MAX_BYTES - MAX_BYTES / 16
     }
 
     /// False when it is published as it is, already.
@@ -103,6 +105,8 @@ impl OwnLogs {
             return false;
         }
         self.count += usize::from(before.is_none());
+        self.bytes += cost(&endpoint);
+        self.bytes -= before.map_or(0, |before| cost(&before.0));
         self.push(vni, Change::Up(endpoint));
         true
     }
@@ -110,9 +114,10 @@ impl OwnLogs {
     /// Also of one that was published before a restart only.
     pub fn withdraw(&mut self, vni: Vni, name: &str) {
         let settled = self.settled;
-        let held = self.log(vni).endpoints.remove(name);
-        self.count -= usize::from(held);
-        if held || !settled {
+        let held = self.log(vni).endpoints.take(name);
+        self.count -= usize::from(held.is_some());
+        self.bytes -= held.as_ref().map_or(0, |held| cost(&held.0));
+        if held.is_some() || !settled {
             self.push(vni, Change::Down(name.to_owned()));
         }
     }

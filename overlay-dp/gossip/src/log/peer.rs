@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use overlay_core::model::{Endpoint, Vni};
 
-use super::{ByName, MAX_ENDPOINTS, MAX_WAITING, well_formed};
+use super::{ByName, MAX_BYTES, MAX_ENDPOINTS, MAX_WAITING, cost, well_formed};
 use crate::wire::{Change, Position};
 
 /// What all the logs of one host cost and do wrong.
 #[derive(Debug, Default)]
 pub(crate) struct Account {
     pub records: usize,
+    pub bytes: usize,
     /// Of these, those that the facts do not allow (yet).
     pub waiting: usize,
     /// What was not taken in, because it broke the rules.
@@ -211,12 +212,15 @@ impl PeerLog {
             account.refused += 1;
             return Diff::between(old, None);
         }
-        if account.records >= MAX_ENDPOINTS || (!visible && account.waiting >= MAX_WAITING) {
+        let bytes = account.bytes + cost(&endpoint);
+        let full = account.records >= MAX_ENDPOINTS || bytes > MAX_BYTES;
+        if full || (!visible && account.waiting >= MAX_WAITING) {
             account.refused += 1;
             self.lacks = true;
             return Diff::between(old, None);
         }
         account.records += 1;
+        account.bytes = bytes;
         account.waiting += usize::from(!visible);
         self.waiting += usize::from(!visible);
         let mark = Mark {
@@ -235,6 +239,7 @@ impl PeerLog {
     fn remove(&mut self, name: &str, account: &mut Account) -> Option<Arc<Endpoint>> {
         let (record, mark) = self.records.remove_entry(name)?;
         account.records -= 1;
+        account.bytes -= cost(&record.0);
         account.waiting -= usize::from(!mark.visible);
         self.waiting -= usize::from(!mark.visible);
         mark.visible.then_some(record.0)

@@ -271,6 +271,37 @@ fn hostile_records_are_counted_and_bounded() {
 }
 
 #[test]
+fn names_can_not_fill_the_memory() {
+    let mut own = OwnLogs::new(1);
+    let large = |n: usize| Endpoint {
+        name: format!("e{n}"),
+        aliases: (0..MAX_ALIASES).map(|i| format!("{i:x>63}")).collect(),
+        ..endpoint(2)
+    };
+    let mut count = 0;
+    while !own.is_full() {
+        own.publish(large(count));
+        count += 1;
+    }
+    assert!(count > 4000);
+    let mut peer = Peer::new();
+    peer.sync(&own);
+    assert_eq!((peer.account.records, peer.account.refused), (count, 0));
+    for n in count..count + 1000 {
+        own.publish(large(n));
+    }
+    peer.sync(&own);
+    assert!(peer.account.bytes <= MAX_BYTES && peer.account.refused > 0);
+    for n in 0..count + 1000 {
+        own.withdraw(vni(), &format!("e{n}"));
+    }
+    own.settle();
+    peer.sync(&own);
+    assert_eq!((peer.account.records, peer.account.bytes), (0, 0));
+    assert!(!own.is_full());
+}
+
+#[test]
 fn what_waits_is_bounded_and_asked_for_again_when_it_may_be_allowed() {
     let mut peer = Peer::new();
     let make = |i| Endpoint {

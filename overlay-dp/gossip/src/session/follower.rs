@@ -9,7 +9,7 @@ use overlay_core::model::{Endpoint, HostId, Vni};
 
 use super::Fault;
 use crate::book::Book;
-use crate::log::{Gap, MAX_ENDPOINTS};
+use crate::log::{Gap, MAX_BYTES, MAX_ENDPOINTS, cost};
 use crate::swim;
 use crate::wire::{Ask, Position, Tell, decode, digest, encode};
 
@@ -21,6 +21,7 @@ struct Parts {
     vni: Vni,
     at: Position,
     endpoints: Vec<Arc<Endpoint>>,
+    bytes: usize,
 }
 
 /// Follows one host on one stream.
@@ -177,16 +178,24 @@ impl Follower {
             return Ok(());
         }
         if first {
-            let endpoints = Vec::new();
-            self.parts = Some(Parts { vni, at, endpoints });
+            self.parts = Some(Parts {
+                vni,
+                at,
+                endpoints: Vec::new(),
+                bytes: 0,
+            });
         }
         // A part without its first one was under way when it was no longer wanted.
         let open = self.parts.as_mut();
         let Some(parts) = open.filter(|parts| parts.vni == vni && parts.at == at) else {
             return Ok(());
         };
+        parts.bytes += endpoints
+            .iter()
+            .map(|endpoint| cost(endpoint))
+            .sum::<usize>();
         parts.endpoints.append(&mut endpoints);
-        if parts.endpoints.len() > MAX_ENDPOINTS {
+        if parts.endpoints.len() > MAX_ENDPOINTS || parts.bytes > MAX_BYTES {
             return Err(Fault::Protocol("too many endpoints"));
         }
         if last && let Some(parts) = self.parts.take() {

@@ -9,7 +9,7 @@ use overlay_core::model::{Endpoint, HostId, Vni};
 
 use super::Fault;
 use crate::book::Book;
-use crate::log::News;
+use crate::log::{News, cost};
 use crate::swim;
 use crate::wire::{Ask, Change, FULL, Position, Tell, decode, digest, encode};
 
@@ -310,10 +310,4 @@ fn fill<T>(rest: &mut std::vec::IntoIter<T>, cost: impl Fn(&T) -> usize) -> Vec<
     });
     let count = fits.count();
     rest.take(count).collect()
-}
-
-/// No less than what an endpoint takes in a frame.
-fn cost(endpoint: &Endpoint) -> usize {
-    let names = endpoint.aliases.iter().chain(&endpoint.service);
-    64 + endpoint.name.len() + endpoint.ips.len() * 18 + names.map(|n| n.len() + 2).sum::<usize>()
 }

@@ -13,6 +13,8 @@ struct World {
     hosts: Vec<Swim>,
     /// Hosts that nobody reaches.
     cut: BTreeSet<u64>,
+    /// Neither takes packets nor looks at its timers.
+    asleep: Option<usize>,
     wire: VecDeque<(HostId, HostId, Bytes)>,
     seen: Vec<(u64, Output)>,
 }
@@ -24,6 +26,7 @@ impl World {
             now: Instant::now(),
             hosts: (0..count).map(host).collect(),
             cut: BTreeSet::new(),
+            asleep: None,
             wire: VecDeque::new(),
             seen: Vec::new(),
         }
@@ -53,7 +56,8 @@ impl World {
             let Some((from, to, packet)) = self.wire.pop_front() else {
                 return;
             };
-            if !self.cut.contains(&from.0) && !self.cut.contains(&to.0) {
+            let hears = self.asleep != Some(to.0 as usize);
+            if hears && !self.cut.contains(&from.0) && !self.cut.contains(&to.0) {
                 let all = self.hosts.len() as u64;
                 let known = |id: HostId| id.0 < all;
                 let _ = self.hosts[to.0 as usize].receive(from, &packet, known, self.now);
@@ -66,12 +70,18 @@ impl World {
         while let Some(next) = self
             .hosts
             .iter()
-            .filter_map(Swim::deadline)
+            .enumerate()
+            .filter(|(n, _)| self.asleep != Some(*n))
+            .filter_map(|(_, host)| host.deadline())
             .min()
             .filter(|next| *next <= end)
         {
             self.now = next.max(self.now);
-            self.hosts.iter_mut().for_each(|host| host.tick(self.now));
+            for (n, host) in self.hosts.iter_mut().enumerate() {
+                if self.asleep != Some(n) {
+                    host.tick(self.now);
+                }
+            }
             self.settle();
         }
         self.now = end;
@@ -135,6 +145,60 @@ fn a_removed_host_is_down() {
     world.hosts[0].remove(HostId(1), world.now);
     world.hosts[0].remove(HostId(77), world.now);
     assert_eq!(world.state(1, 0), Some(State::Down));
+}
+
+#[test]
+fn who_is_suspected_hears_it_from_whom_suspects_it_and_answers_at_once() {
+    let mut world = World::new(2);
+    world.connect(0, 1);
+    world.run(Duration::from_secs(1));
+    // Nothing gets through for as long as it takes to be suspected.
+    world.cut.insert(1);
+    while world.state(1, 0) != Some(State::Suspect) {
+        world.run(Duration::from_millis(5));
+    }
+    world.cut.clear();
+    world.run(ACCUSE_EVERY);
+    assert_eq!(world.state(1, 0), Some(State::Alive));
+    assert_eq!(world.hosts[0].accusations(), 1);
+    assert_eq!(world.hosts[1].me().life, 1, "it was never down");
+    world.run(Duration::from_secs(5));
+    assert!(world.hosts.iter().all(|host| host.accused.is_empty()));
+    let down = |(_, output): &(u64, Output)| matches!(output, Output::Down(_));
+    assert!(!world.seen.iter().any(down));
+}
+
+#[test]
+fn two_hosts_find_each_other_again() {
+    let mut world = World::new(2);
+    world.connect(0, 1);
+    world.cut.insert(1);
+    world.run(Duration::from_secs(3));
+    let both = |world: &World| [world.state(1, 0), world.state(0, 1)];
+    assert_eq!(both(&world), [Some(State::Down); 2]);
+    world.cut.clear();
+    world.run(2 * REVIVE_EVERY);
+    assert_eq!(both(&world), [Some(State::Alive); 2]);
+}
+
+#[test]
+fn who_was_asleep_takes_nobody_for_dead() {
+    let mut world = World::new(3);
+    world.connect(0, 1);
+    world.connect(0, 2);
+    world.run(Duration::from_secs(2));
+    world.seen.clear();
+    // Host 0 is stopped; what was sent to it lies in its socket, and comes after its timers.
+    world.asleep = Some(0);
+    world.run(Duration::from_secs(1));
+    world.asleep = None;
+    let now = world.now;
+    world.hosts[0].tick(now);
+    world.settle();
+    world.run(Duration::from_secs(3));
+    let down = |(n, output): &(u64, Output)| *n == 0 && matches!(output, Output::Down(_));
+    assert!(!world.seen.iter().any(down), "{:?}", world.seen);
+    assert_eq!(world.state(0, 1), Some(State::Alive));
 }
 
 /// What host 1 sends to host 0 when it meets it.
