@@ -76,7 +76,9 @@ async fn dial(
 async fn request(connection: &Connection, request: Request) -> Option<Answer> {
     let have = Version::default();
     let (mut out, mut inward) = connection.open_bi().await.ok()?;
-    send(&mut out, &Ask { have, request }, MAX_MESSAGE).await.ok()?;
+    send(&mut out, &Ask { have, request }, MAX_MESSAGE)
+        .await
+        .ok()?;
     receive(&mut inward, MAX_FROM_MANAGER).await.ok()
 }
 
@@ -338,7 +340,10 @@ async fn certificates_of_the_past_open_nothing() {
     }
 
     // One of a host that was removed: it is cut off at once, and told.
-    until("they talk", || victim.cluster.members()[0].rtt != victim.cluster.members()[1].rtt).await;
+    until("they talk", || {
+        victim.cluster.members()[0].rtt != victim.cluster.members()[1].rtt
+    })
+    .await;
     let (gossip, control) = clients(&gone.cluster.node.identity(Identity::clone));
     let began = Instant::now();
     victim.cluster.host_remove(removed).await.unwrap();
@@ -409,7 +414,10 @@ async fn a_certificate_is_renewed_under_traffic() {
     two.cluster.set_interest([net.vni].into());
     let offsets = one.cluster.grant(net.vni, Want::Addresses(20)).await;
     let offsets = offsets.unwrap()[0];
-    until("they talk", || one.cluster.node.gossip.link(two.cluster.me().id).is_some()).await;
+    until("they talk", || {
+        one.cluster.node.gossip.link(two.cluster.me().id).is_some()
+    })
+    .await;
     let link = one.cluster.node.gossip.link(two.cluster.me().id).unwrap();
     let before = [&one, &two].map(|host| host.cluster.node.identity(|own| own.cert.clone()));
     for n in 0..20 {
@@ -448,4 +456,86 @@ async fn a_certificate_is_renewed_under_traffic() {
         })
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_answers_are_harmless() {
+    let one = host(66, 1, Start::New).await;
+    let two = join(66, 2, &one).await;
+    let (node, me) = (&two.cluster.node, two.cluster.me());
+    let lose = |count| node.lost.store(count, std::sync::atomic::Ordering::Relaxed);
+    lose(1);
+    let net = network(&two, "net").await;
+    assert_eq!(two.cluster.networks(), vec![net.clone()]);
+    lose(2);
+    let granted = two
+        .cluster
+        .grant(net.vni, Want::Addresses(1))
+        .await
+        .unwrap();
+    let held = two.cluster.facts(|facts| facts.granted(me.id, net.vni));
+    // The facts have what the lost answers said.
+    assert_eq!(held.iter().map(|range| range.count()).sum::<u64>(), 3);
+    assert!(held.iter().any(|range| range.contains(granted[0].first)));
+    lose(1);
+    let ip = "10.0.0.99".parse().unwrap();
+    two.cluster.grant(net.vni, Want::Ip(ip)).await.unwrap();
+    let (held, seen) = two
+        .cluster
+        .facts(|facts| (facts.granted(me.id, net.vni), facts.version()));
+    lose(1);
+    let back = two.cluster.give_back(net.vni, held, vec![], seen);
+    back.await.unwrap();
+    assert!(
+        two.cluster
+            .facts(|facts| facts.networks_of(me.id).is_empty())
+    );
+    // What was granted since is not taken by a return that comes late.
+    two.cluster.grant(net.vni, Want::Ip(ip)).await.unwrap();
+    let held = two.cluster.facts(|facts| facts.granted(me.id, net.vni));
+    let late = two.cluster.give_back(net.vni, held.clone(), vec![], seen);
+    late.await.unwrap();
+    assert_eq!(two.cluster.facts(|f| f.granted(me.id, net.vni)), held);
+    let seen = two.cluster.control().version;
+    let back = two.cluster.give_back(net.vni, held, vec![], seen);
+    back.await.unwrap();
+    lose(1);
+    two.cluster.network_remove("net").await.unwrap();
+    assert_eq!(two.cluster.networks(), vec![]);
+    // Another's network of that name is not taken for one's own.
+    network(&one, "theirs").await;
+    let spec = NetworkSpec {
+        name: "theirs".into(),
+        subnets: vec!["10.9.0.0/16".parse().unwrap()],
+        ..NetworkSpec::default()
+    };
+    lose(1);
+    let taken = two.cluster.network_create(spec, vec![]).await.unwrap_err();
+    assert!(matches!(taken, crate::Error::Refused(_)), "{taken}");
+
+    // A join whose answer was lost is made again: the first one left nothing behind.
+    let from = socket(&one);
+    let token = one.cluster.token(false).await.unwrap();
+    let info = crate::wire::HostInfo {
+        vtep: "127.66.0.3".parse().unwrap(),
+        name: "host3".into(),
+        ..node.info()
+    };
+    for _ in 0..2 {
+        let (crypto, _) = pki::joiner(token.ca, CONTROL).unwrap();
+        let client = transport::control_client(crypto);
+        let connecting = from.connect_with(client, control_addr(&one), pki::MANAGER_NAME);
+        let (_, csr) = pki::new_request().unwrap();
+        let ask = Request::Join {
+            secret: token.secret,
+            csr,
+            info: info.clone(),
+        };
+        let answer = request(&connecting.unwrap().await.unwrap(), ask).await;
+        assert!(matches!(answer, Some(Answer::Joined { .. })), "{answer:?}");
+    }
+    assert_eq!(one.cluster.members().len(), 3);
+    lose(1);
+    two.cluster.leave().await.unwrap();
+    until("it has left", || one.cluster.members().len() == 2).await;
 }
