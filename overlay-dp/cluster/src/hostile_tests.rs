@@ -444,9 +444,7 @@ async fn a_certificate_is_renewed_under_traffic() {
     // New connections are made with it, and a restart finds it.
     let kept = crate::state::load(two._dir.path()).unwrap().unwrap();
     assert_eq!(kept.identity.cert, after[1]);
-    for connection in [link] {
-        transport::Goodbye::Done.say(&connection);
-    }
+    transport::Goodbye::Done.say(&link);
     until("they talk again", || {
         let link = one.cluster.node.gossip.link(two.cluster.me().id);
         link.is_some_and(|link| {

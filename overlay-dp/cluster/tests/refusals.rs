@@ -271,6 +271,7 @@ async fn garbage_changes_nothing() {
             socket.send_to(&packet, (one.config.vtep, port)).unwrap();
         }
     }
+    one.attached(network.vni);
     let b = two.attach(network.vni, "b").await;
     one.events_until(|event| *event == up(two.id(), &b)).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
