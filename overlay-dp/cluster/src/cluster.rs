@@ -85,7 +85,7 @@ impl Cluster {
                     member.is_some_and(|member| member.state != MemberState::Down)
                 };
                 let alive = managers.iter().filter(alive).count();
-                (self.node.good_manager(), 2 * alive > managers.len())
+                (self.node.leader(), 2 * alive > managers.len())
             }
         };
         ControlStatus {
@@ -124,13 +124,22 @@ impl Cluster {
         spec: NetworkSpec,
         avoid: Vec<IpNetwork>,
     ) -> Result<Network, Error> {
-        let name = spec.name.clone();
-        match ask(&self.node, Request::NetworkCreate { spec, avoid }).await? {
+        let wanted = spec.clone();
+        let request = Request::NetworkCreate { spec, avoid };
+        match ask(&self.node, request).await? {
             Reply::Network(network) => Ok(network),
-            // Only the answer to an earlier attempt was lost.
+            // There is one, and an answer was lost: was it to this request?
             _ => {
-                let found = self.network(&name).await?;
-                found.ok_or(Error::Refused(Refusal::NoNetwork(name)))
+                let found = self.network(&wanted.name).await?;
+                let fits = |network: &Network| {
+                    let has = |subnet: &IpNetwork| {
+                        network.subnets().any(|family| family.subnet == *subnet)
+                    };
+                    wanted.subnets.iter().all(has)
+                        && wanted.vni.is_none_or(|vni| network.vni == vni)
+                };
+                let exists = Error::Refused(Refusal::NetworkExists(wanted.name.clone()));
+                found.filter(fits).ok_or(exists)
             }
         }
     }

@@ -46,8 +46,8 @@ pub struct Node {
     pub sockets: Mutex<Sockets>,
     /// On managers only.
     raft: Mutex<Option<Raft>>,
-    /// The manager that answered last.
-    good_manager: Mutex<Option<HostId>>,
+    /// The manager that did last what only the leader can do.
+    leader: Mutex<Option<HostId>>,
     /// Until then only claims are granted.
     claims_until: Option<Instant>,
     pub gossip: Gossip,
@@ -60,6 +60,9 @@ pub struct Node {
     backlog: Arc<AtomicUsize>,
     expelled: AtomicBool,
     leaves: AtomicBool,
+    /// So many answers of managers are to get lost.
+    #[cfg(test)]
+    pub lost: AtomicUsize,
     stop: watch::Sender<bool>,
 }
 
@@ -117,7 +120,7 @@ impl Node {
             tls: Mutex::new(Tls::new(parts.identity)?),
             sockets: Mutex::default(),
             raft: Mutex::default(),
-            good_manager: Mutex::new(None),
+            leader: Mutex::new(None),
             claims_until: parts.restored.then(|| Instant::now() + CLAIMS_FIRST),
             gossip: parts.gossip,
             changed: watch::Sender::new(()),
@@ -127,6 +130,8 @@ impl Node {
             backlog: parts.backlog,
             expelled: AtomicBool::new(false),
             leaves: AtomicBool::new(false),
+            #[cfg(test)]
+            lost: AtomicUsize::new(0),
             stop: watch::Sender::new(false),
         }))
     }
@@ -307,12 +312,12 @@ impl Node {
         (!left.is_zero()).then_some(left)
     }
 
-    pub fn good_manager(&self) -> Option<HostId> {
-        *self.good_manager.lock()
+    pub fn leader(&self) -> Option<HostId> {
+        *self.leader.lock()
     }
 
-    pub fn set_good_manager(&self, host: HostId) {
-        *self.good_manager.lock() = Some(host);
+    pub fn set_leader(&self, host: HostId) {
+        *self.leader.lock() = Some(host);
     }
 
     /// This host leaves by itself: that it is no member then is no news.
@@ -330,6 +335,14 @@ impl Node {
 
     pub fn is_expelled(&self) -> bool {
         self.expelled.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub fn loses_an_answer(&self) -> bool {
+        let less = |lost: usize| lost.checked_sub(1);
+        self.lost
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok()
     }
 
     pub async fn forget_all(&self) -> Result<(), Error> {

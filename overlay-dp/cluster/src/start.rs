@@ -75,11 +75,17 @@ struct Beginning {
     raft: Option<Raft>,
 }
 
-async fn resume(dir: &Path, stored: Stored, wire: &Arc<Wire>) -> Result<Beginning, Error> {
+async fn resume(dir: &Path, mut stored: Stored, wire: &Arc<Wire>) -> Result<Beginning, Error> {
     let raft = match state::has_raft(dir) {
         true => Some(managers::open(dir, stored.id, wire.clone()).await?),
         false => None,
     };
+    // The state file may be a second behind.
+    let newer = raft.as_ref().and_then(|raft| {
+        let facts = raft.read(|machine| machine.facts().clone());
+        facts.filter(|facts| facts.version() > stored.facts.version())
+    });
+    stored.facts = newer.unwrap_or(stored.facts);
     // A manager can mend it itself.
     if raft.is_none() && !stored.identity.is_valid(stored.id) {
         return Err(Error::Expired);

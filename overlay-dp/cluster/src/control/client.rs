@@ -1,4 +1,4 @@
-//! Asking the managers: one after the other, the one that answered last first, until one does.
+//! Asking the managers: one after the other, the one that led last first, until one does.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -94,7 +94,9 @@ pub async fn exchange(node: &Arc<Node>, request: Request) -> Result<Answer, Erro
                 }
                 Ok(Answer::Denied(text)) => return Err(Error::Denied(text)),
                 Ok(answer) => {
-                    node.set_good_manager(id);
+                    if needs_leader(&ask.request) {
+                        node.set_leader(id);
+                    }
                     if let Answer::Done { news, .. } = &answer {
                         gossip::take_news(node, news.clone());
                     }
@@ -128,6 +130,15 @@ fn met(request: &Request, refusal: &Refusal) -> Option<Answer> {
     }
 }
 
+/// Other requests are answered by any manager.
+fn needs_leader(request: &Request) -> bool {
+    let anybody = matches!(
+        request,
+        Request::Facts | Request::Voters | Request::Renew { .. } | Request::Join { .. }
+    );
+    !anybody
+}
+
 fn next(
     hint: &mut Option<Leader>,
     hints: &mut u32,
@@ -143,14 +154,10 @@ fn next(
     Some((host.id, SocketAddr::new(host.vtep, host.control_port)))
 }
 
-/// This host itself if it is one, then the one that answered last, then those that are alive.
+/// This host itself if it is one, then the one that led last, then those that are alive.
 fn order(node: &Node) -> Vec<Host> {
     let mut managers: Vec<Host> = node.facts(|facts| facts.managers().cloned().collect());
-    let (good, live, own) = (
-        node.good_manager(),
-        node.gossip.live(),
-        node.raft().is_some(),
-    );
+    let (good, live, own) = (node.leader(), node.gossip.live(), node.raft().is_some());
     managers.retain(|host| own || host.id != node.me);
     managers.sort_by_key(|host| {
         let (mine, alive) = (host.id == node.me, live.contains(&host.id));
@@ -211,6 +218,11 @@ async fn attempt(
         &mut sent,
     )
     .await;
+    #[cfg(test)]
+    if node.loses_an_answer() {
+        let error = StreamError::Timeout(ANSWER);
+        return Err(Failed { error, sent });
+    }
     called.map_err(|error| Failed { error, sent })
 }
 
@@ -238,9 +250,10 @@ async fn call_noting(
     let connecting = endpoint
         .connect_with(config, addr, name)
         .map_err(|_| StreamError::Protocol("its address can't be called from here"))?;
-    let connection = timeout(CONNECT.max(patience / 2), connecting)
+    let connect = CONNECT.max(patience / 2);
+    let connection = timeout(connect, connecting)
         .await
-        .map_err(|_| StreamError::Timeout(CONNECT))??;
+        .map_err(|_| StreamError::Timeout(connect))??;
     *sent = true;
     let exchange = async {
         let (mut out, mut inward) = connection.open_bi().await?;

@@ -2,30 +2,25 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use overlay_core::facts::{self, Command, FactsNews, Version, Want};
-use overlay_core::model::{HostId, check_name};
+use overlay_core::facts::{self, Command, Version, Want};
+use overlay_core::model::HostId;
 use overlay_raft::ProposeError;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
-use rand::RngExt;
-use subtle::ConstantTimeEq;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
+use super::admit::{check_info, join, renew};
 use crate::managers::Raft;
 use crate::node::{Node, count};
-use crate::pki::Authority;
-use crate::token::{Secret, new_secret};
+use crate::token::new_secret;
 use crate::transport::{
     self, Goodbye, MAX_FROM_MANAGER, MAX_MESSAGE, PATIENCE, StreamError, receive_within, send,
 };
-use crate::wire::{Answer, Ask, HostInfo, Leader, Request};
+use crate::wire::{Answer, Ask, Leader, Request};
 
 /// A join request is not larger.
 const MAX_JOIN: usize = 16 << 10;
-/// Each wrong secret costs its sender so much time.
-const PENALTY: Duration = Duration::from_secs(1);
 /// A manager may have so many requests under way on one connection.
 const MANAGER_STREAMS: u32 = 64;
 
@@ -111,7 +106,7 @@ async fn serve(
 }
 
 /// Why a request is not done.
-enum No {
+pub(super) enum No {
     Raft(ProposeError),
     Denied(String),
     NotAMember(Version),
@@ -123,7 +118,7 @@ impl From<ProposeError> for No {
     }
 }
 
-fn denied(text: impl Into<String>) -> No {
+pub(super) fn denied(text: impl Into<String>) -> No {
     No::Denied(text.into())
 }
 
@@ -174,12 +169,12 @@ fn locate(raft: &Raft, id: HostId) -> Option<Leader> {
 }
 
 /// Reads what this manager knows; it knows something.
-fn read<R>(raft: &Raft, look: impl FnOnce(&facts::StateMachine) -> R) -> Result<R, No> {
+pub(super) fn read<R>(raft: &Raft, look: impl FnOnce(&facts::StateMachine) -> R) -> Result<R, No> {
     let nothing = No::Raft(ProposeError::NotLeader(None));
     raft.read(look).ok_or(nothing)
 }
 
-fn is_manager(raft: &Raft, host: HostId) -> Result<bool, No> {
+pub(super) fn is_manager(raft: &Raft, host: HostId) -> Result<bool, No> {
     read(raft, |state| {
         state.facts().host(host).is_some_and(|host| host.manager)
     })
@@ -297,79 +292,4 @@ async fn member(
 fn done(raft: &Raft, reply: facts::Reply, have: Version) -> Result<Answer, No> {
     let news = read(raft, |state| state.since(have))?;
     Ok(Answer::Done { reply, news })
-}
-
-fn authority(raft: &Raft) -> Result<Authority, No> {
-    read(raft, |state| {
-        let secrets = state.secrets();
-        Authority {
-            cert: secrets.ca_cert.clone(),
-            key: secrets.ca_key.clone(),
-        }
-    })
-}
-
-fn certify(raft: &Raft, csr: &[u8], id: HostId, manager: bool) -> Result<Vec<u8>, No> {
-    authority(raft)?
-        .certify(csr, id, manager)
-        .map_err(|_| denied("the certificate request is malformed"))
-}
-
-/// A new certificate for a member, of the role that it has by now.
-fn renew(raft: &Raft, host: HostId, csr: &[u8]) -> Result<Answer, No> {
-    let cert = certify(raft, csr, host, is_manager(raft, host)?)?;
-    Ok(Answer::Renewed { cert })
-}
-
-/// A manager certifies itself: it has all that it takes, even when nobody else is there.
-pub fn certify_self(raft: &Raft, csr: &[u8], me: HostId) -> Option<Vec<u8>> {
-    certify(raft, csr, me, true).ok()
-}
-
-/// Lets a host in, as what its token says.
-async fn join(
-    node: &Arc<Node>,
-    raft: &Raft,
-    secret: &Secret,
-    csr: &[u8],
-    info: HostInfo,
-) -> Result<Answer, No> {
-    // Only the leader knows for sure what the tokens are.
-    raft.ensure_linear().await?;
-    let (worker, manager) = read(raft, |state| {
-        let same = |token: &[u8]| bool::from(token.ct_eq(secret));
-        let secrets = state.secrets();
-        (same(&secrets.worker_token), same(&secrets.manager_token))
-    })?;
-    if !worker && !manager {
-        sleep(PENALTY).await;
-        return Err(denied(
-            "the token's secret is not this cluster's: copy the whole token from a manager again",
-        ));
-    }
-    check_info(&info)?;
-    let id = HostId(rand::rng().random_range(1..=u64::MAX));
-    // A bad request must not leave a host behind that can't talk.
-    let cert = certify(raft, csr, id, manager)?;
-    let same_vtep = |state: &facts::StateMachine| {
-        let mut hosts = state.facts().hosts();
-        hosts
-            .find(|host| host.vtep == info.vtep)
-            .map(|host| host.id)
-    };
-    // The same machine, set up anew without leaving first: nobody else can have its address.
-    let replace = read(raft, same_vtep)?
-        .filter(|other| *other != node.me && !node.gossip.live().contains(other));
-    let host = info.host(id, manager);
-    raft.propose(Command::HostAdd { host, replace }).await?;
-    let news = read(raft, |state| FactsNews::Snapshot(state.facts().clone()))?;
-    Ok(Answer::Joined { id, cert, news })
-}
-
-fn check_info(info: &HostInfo) -> Result<(), No> {
-    check_name(&info.name).map_err(|error| denied(error.to_string()))?;
-    if [info.data_port, info.control_port, info.gossip_port].contains(&0) {
-        return Err(denied("a port can't be 0"));
-    }
-    Ok(())
 }
