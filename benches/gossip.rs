@@ -16,12 +16,11 @@
 #[path = "../overlay-dp/gossip/tests/sim/mod.rs"]
 mod sim;
 
-use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use rand::seq::IteratorRandom;
+use rand::seq::{IndexedRandom, IteratorRandom};
 use sim::{Link, Nanos, Spec, World};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -67,6 +66,7 @@ fn main() -> ExitCode {
         "{} hosts, {} endpoints in {} networks of {HOSTS_OF_A_NETWORK} hosts, seed {}",
         args.hosts, args.endpoints, args.networks, args.seed
     );
+    println!("set up in {:.0?}", start.elapsed());
     let own = resident();
     let facts = facts_size(&world);
 
@@ -132,7 +132,7 @@ fn populated(args: &Args) -> World {
     let mut world = World::new(spec);
     let mut networks_of = vec![Vec::new(); args.hosts];
     for n in 0..args.networks {
-        let vni = world.create_quietly(&format!("net{n}"));
+        let vni = world.create_quietly(n);
         let members = HOSTS_OF_A_NETWORK.min(args.hosts);
         for host in (0..args.hosts).sample(&mut world.rng, members) {
             networks_of[host].push(vni);
@@ -148,10 +148,10 @@ fn until_all_know(world: &mut World, args: &Args) -> Duration {
     let each = (args.endpoints / (args.networks * HOSTS_OF_A_NETWORK)) as i64;
     let others = HOSTS_OF_A_NETWORK.min(args.hosts) as i64 - 1;
     world.until("everybody knows everything", 60 * SECOND, |world| {
-        let missing = world.nodes.iter().map(|node| {
-            let networks: BTreeSet<_> = node.has.keys().map(|(vni, _)| vni).collect();
-            networks.len() as i64 * others * each - node.count
-        });
+        let missing = world
+            .nodes
+            .iter()
+            .map(|node| node.networks().len() as i64 * others * each - node.count);
         match missing.sum::<i64>() {
             0 => Ok(()),
             missing => Err(format!("{missing} are missing")),
@@ -172,11 +172,13 @@ fn run_for(world: &mut World, args: &Args, loss: f64, churn: f64) -> Nanos {
         for change in 0..each_round as usize {
             let n = world.rng.random_range(0..args.hosts);
             let name = format!("x{loss}.{round}.{change}");
-            let vni = world.nodes[n].has.keys().map(|(vni, _)| *vni);
-            let Some(vni) = vni.choose(&mut world.rng) else {
-                continue;
-            };
-            if world.nodes[n].free_offset(vni).is_some() {
+            let networks = world.nodes[n].networks();
+            let vni = networks.into_iter().filter(|vni| {
+                let free = world.nodes[n].free_offset(*vni);
+                free.is_some()
+            });
+            let vni: Vec<_> = vni.collect();
+            if let Some(vni) = vni.choose(&mut world.rng).copied() {
                 world.measured.published.insert(name.clone(), world.now);
                 world.attach(n, vni, &name);
                 world.run(step / each_round as u32 / 2);
@@ -259,7 +261,7 @@ fn facts_size(world: &World) -> usize {
 fn status(field: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let kib = line.and_then(|line| line.split_whitespace().nth(0)?.parse::<usize>().ok());
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
     kib.unwrap_or(0) * 1024
 }
 

@@ -135,6 +135,11 @@ impl Node {
         next.is_some_and(|((of, _), _)| *of == vni)
     }
 
+    /// The networks that it has containers in.
+    pub fn networks(&self) -> BTreeSet<Vni> {
+        self.has.keys().map(|(vni, _)| *vni).collect()
+    }
+
     pub fn free_offset(&self, vni: Vni) -> Option<u32> {
         let used = self.used.get(&vni);
         let granted = self.book.facts().granted(self.id, vni);
