@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use overlay_cluster::{Event, MemberState};
-use overlay_common::wire::{Ip16, unmap_v4};
+use overlay_common::wire::{Ip16, ip16};
 use overlay_core::model::{Endpoint, Host, HostId};
 
 use super::Agent;
@@ -123,15 +123,15 @@ impl Agent {
     /// Removes from the BPF maps what nobody owns: left by an earlier agent, and not confirmed
     /// since. What belongs to a host that is not alive stays until that host is forgotten.
     async fn sweep(&mut self) {
-        let silent: Vec<IpAddr> = self
+        let silent: Vec<Ip16> = self
             .cluster
             .members()
             .into_iter()
             .filter(|m| !m.me && m.state != MemberState::Alive)
-            .map(|m| m.host.vtep)
+            .map(|m| ip16(m.host.vtep))
             .collect();
         let wanted = self.tables.read().snapshot();
-        let keep = |ip: &Ip16| silent.contains(&IpAddr::from(unmap_v4(ip)));
+        let keep = |ip: &Ip16| silent.contains(ip);
         match self.bpf.sweep(&wanted, keep) {
             Ok(0) => {}
             Ok(swept) => tracing::info!(swept, "removed stale entries from the BPF maps"),
