@@ -244,9 +244,9 @@ impl Book {
     }
 
     /// Which of a host's logs are wanted here, and how far they are known.
-    pub(crate) fn wanted(&self, host: HostId) -> impl Iterator<Item = (Vni, Position)> {
+    pub(crate) fn wanted(&self, host: HostId) -> impl Iterator<Item = (Vni, &PeerLog)> {
         let peer = self.peers.get(&host).into_iter();
-        peer.flat_map(|peer| peer.logs.iter().map(|(vni, log)| (*vni, log.have())))
+        peer.flat_map(|peer| peer.logs.iter().map(|(vni, log)| (*vni, log)))
     }
 
     /// Whether `host` is a manager, so that its word on the facts counts.
@@ -326,8 +326,8 @@ impl Book {
 impl Peer {
     fn add_log(&mut self, vni: Vni) {
         if let Entry::Vacant(place) = self.logs.entry(vni) {
-            place.insert(PeerLog::new(vni));
             self.revision += 1;
+            place.insert(PeerLog::new(vni, self.revision));
         }
     }
 
