@@ -72,6 +72,10 @@ impl PeerLog {
         self.number
     }
 
+    pub fn renumber(&mut self, number: u64) {
+        self.number = number;
+    }
+
     /// How far it is known.
     pub fn have(&self) -> Position {
         self.have

@@ -35,6 +35,7 @@ impl World {
             }
         }
         if facts_changed {
+            self.nodes[n].lonely = true;
             self.poll_all(n);
         }
     }
@@ -77,6 +78,7 @@ impl World {
         let (name, endpoint) = node.container(vni, name);
         node.has.insert((vni, name), endpoint.clone());
         node.book.set_interest(node.networks());
+        node.lonely = true;
         self.publish(n, endpoint.clone());
         Some(endpoint)
     }
@@ -130,6 +132,7 @@ impl World {
         }
         node.book.own.withdraw(vni, name);
         node.book.set_interest(node.networks());
+        node.lonely = true;
         self.told(n);
         self.poll_all(n);
     }

@@ -305,7 +305,6 @@ impl World {
         node.timer = None;
         let local = node.local(now);
         node.swim.tick(local);
-        node.book.expire(local);
         self.pump_swim(n);
     }
 
@@ -335,6 +334,9 @@ impl World {
                 Output::Up(host) => {
                     self.nodes[n].book.up(host);
                     heard = true;
+                    if let Some(peer) = self.index.get(&host).copied() {
+                        self.poll_with(n, peer);
+                    }
                 }
                 Output::Down(host) => {
                     self.nodes[n].book.down(host, local);
