@@ -95,9 +95,11 @@ impl Run<'_> {
                 Stat::NdReplies
             }
             Verdict::Decap { ecn, family, .. } => {
-                let (outer, kept) = match family {
-                    Family::V4 => (50, 20),
-                    Family::V6 => (70, 40),
+                let outer = family.outer_len();
+                let ethertype = be16(bytes[outer + 12], bytes[outer + 13]);
+                let kept = match (family, ethertype) {
+                    (Family::V6, 0x86dd) => 40,
+                    _ => 20,
                 };
                 if let Some(ecn) = ecn {
                     bytes[outer + 15] = ecn.byte1;
@@ -105,7 +107,7 @@ impl Run<'_> {
                         bytes[outer + 24..outer + 26].copy_from_slice(&checksum);
                     }
                 }
-                // The kernel keeps an outer header's length behind the Ethernet header.
+                // The kernel keeps an IP header's length behind the Ethernet header.
                 let least = outer + 14 + kept;
                 if !self.hook.is_xdp() && bytes.len() < least {
                     bytes.resize(least, 0);

@@ -31,6 +31,8 @@ struct Peer {
     down_since: Instant,
     /// Rises when `logs` has others.
     revision: u64,
+    /// What it has was withdrawn because it was away.
+    forgotten: bool,
 }
 
 /// What this host knows of the cluster.
@@ -203,6 +205,7 @@ impl Book {
         };
         if !peer.up {
             peer.up = true;
+            peer.ask_anew();
             self.events.push_back(Event::MemberUp(peer.host.clone()));
         }
     }
@@ -219,11 +222,12 @@ impl Book {
     }
 
     /// Withdraws a host's endpoints at once, because its data path is dead, too. They come back
-    /// when it is followed anew, or with its next digest.
+    /// when it is up again, is followed anew, or with its next digest.
     pub fn forget(&mut self, host: HostId) {
         let Some(peer) = self.peers.get_mut(&host) else {
             return;
         };
+        peer.forgotten = true;
         let mut gone = Vec::new();
         for (vni, log) in &mut peer.logs {
             gone.push((*vni, log.forget(&mut peer.account)));
@@ -244,9 +248,9 @@ impl Book {
     }
 
     /// Which of a host's logs are wanted here, and how far they are known.
-    pub(crate) fn wanted(&self, host: HostId) -> impl Iterator<Item = (Vni, Position)> {
+    pub(crate) fn wanted(&self, host: HostId) -> impl Iterator<Item = (Vni, &PeerLog)> {
         let peer = self.peers.get(&host).into_iter();
-        peer.flat_map(|peer| peer.logs.iter().map(|(vni, log)| (*vni, log.have())))
+        peer.flat_map(|peer| peer.logs.iter().map(|(vni, log)| (*vni, log)))
     }
 
     /// Whether `host` is a manager, so that its word on the facts counts.
@@ -326,8 +330,18 @@ impl Book {
 impl Peer {
     fn add_log(&mut self, vni: Vni) {
         if let Entry::Vacant(place) = self.logs.entry(vni) {
-            place.insert(PeerLog::new(vni));
             self.revision += 1;
+            place.insert(PeerLog::new(vni, self.revision));
+        }
+    }
+
+    /// Even if its stream has outlived its absence.
+    fn ask_anew(&mut self) {
+        if std::mem::take(&mut self.forgotten) {
+            for log in self.logs.values_mut() {
+                self.revision += 1;
+                log.renumber(self.revision);
+            }
         }
     }
 

@@ -157,7 +157,9 @@ impl Swim {
             return;
         }
         let alive = std::iter::once(Member::alive(peer));
-        let applied = self.foca.apply_many(alive, true, &mut self.runtime);
+        // Not to be spread: `peer` speaks for itself to everybody that it meets. A thousand hosts
+        // that start at once have better things to tell.
+        let applied = self.foca.apply_many(alive, false, &mut self.runtime);
         // If it is thought to be down here, its answer makes it take up a new life.
         let announced = self.foca.announce(peer, &mut self.runtime);
         self.done(applied.and(announced), now);

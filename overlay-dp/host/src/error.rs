@@ -84,13 +84,24 @@ pub enum Error {
     #[error("interface {0} is down: bring it up with 'ip link set {0} up'")]
     Down(String),
     /// It has no usable address.
-    #[error("interface {0} has no IPv4 address: add one with 'ip address add ADDRESS/LEN dev {0}'")]
-    NoAddress(String),
-    /// It has IPv6 addresses only, or an IPv6 address was to be advertised.
     #[error(
-        "IPv6 underlay is not supported yet: give {0} an IPv4 address, or choose another interface"
+        "interface {0} has no address to be reached at: add one with 'ip address add ADDRESS/LEN dev {0}'"
     )]
-    Ipv6Underlay(String),
+    NoAddress(String),
+    /// A link-local address was to be advertised.
+    #[error("{0} is valid on its own link only: advertise a global or unique local address")]
+    LinkLocal(IpAddr),
+    /// IPv6 address configuration has not finished with it, or is through with it.
+    #[error(
+        "{address} on interface {name} can't be used: it is tentative, deprecated or a duplicate \
+         (see 'ip -6 address show dev {name}')"
+    )]
+    UnusableAddress {
+        /// The advertised address.
+        address: IpAddr,
+        /// The uplink.
+        name: String,
+    },
     /// The advertised address belongs to some other interface, or to none.
     #[error("{address} is not an address of interface {name}: {name} has {}", list(.has))]
     NotAddressOf {

@@ -3,19 +3,23 @@
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
+use overlay_common::wire::Family;
 use overlay_core::model::MacAddr;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 
 use crate::{Error, Host, LinkInfo, Result, offload};
 
-/// Bytes that the tunnel adds over IPv4: outer Ethernet's inner counterpart 14, VXLAN 8, UDP 8,
-/// IPv4 20.
-pub const OVERHEAD: u32 = 50;
 /// The least MTU to offer a container: what every IPv4 host must take (RFC 791 section 3.2).
 pub const MIN_CONTAINER_MTU: u32 = 576;
 /// The least MTU of an uplink, in bytes: QUIC between the hosts sends UDP payloads of 1200 bytes at
 /// least and never in fragments (RFC 9000 section 14), so takes IPv6's least MTU for granted.
 pub const MIN_UPLINK_MTU: u32 = 1280;
+/// The flags of IPv6 addresses that nobody should be told of.
+const UNUSABLE: AddressHeaderFlags = AddressHeaderFlags::Tentative
+    .union(AddressHeaderFlags::Dadfailed)
+    .union(AddressHeaderFlags::Deprecated);
 /// What names of our own interfaces begin with: they are never an uplink.
 const OURS: [&str; 2] = ["ovp-", "ovl-"];
 
@@ -39,11 +43,12 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Looks at `ifname` and takes its first global IPv4 address, or `advertise`.
+    /// Looks at `ifname` and takes `advertise`, or its first global IPv4 address, or its first
+    /// global or unique local IPv6 address when it has no IPv4 address.
     ///
     /// # Errors
-    /// When there is no such interface, it is down, not Ethernet, has no IPv4 address, does not
-    /// have the advertised one, or its MTU is too small.
+    /// When there is no such interface, it is down, not Ethernet, has no such address, does not
+    /// have the advertised one or can't use it, or its MTU is too small.
     pub async fn discover(host: &Host, ifname: &str, advertise: Option<IpAddr>) -> Result<Uplink> {
         let Some(link) = host.link(ifname).await? else {
             return Err(Error::NoInterface {
@@ -78,29 +83,44 @@ impl Uplink {
 
     /// The MTU of containers behind this uplink, in bytes.
     pub fn container_mtu(&self) -> u32 {
-        self.mtu - OVERHEAD
+        let family = match self.addr.to_canonical() {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        };
+        self.mtu - family.overhead()
     }
 }
 
-fn choose(name: &str, addresses: &[IpAddr], advertise: Option<IpAddr>) -> Result<IpAddr> {
+fn choose(name: &str, addresses: &[Address], advertise: Option<IpAddr>) -> Result<IpAddr> {
     let Some(wanted) = advertise else {
-        return match addresses.iter().find(|ip| ip.is_ipv4()) {
-            Some(first) => Ok(*first),
-            None if addresses.is_empty() => Err(Error::NoAddress(name.to_owned())),
-            None => Err(Error::Ipv6Underlay(name.to_owned())),
-        };
+        let usable = || addresses.iter().filter(|a| a.usable).map(|a| a.ip);
+        let first = usable().find(IpAddr::is_ipv4).or_else(|| usable().next());
+        return first.ok_or_else(|| Error::NoAddress(name.to_owned()));
     };
-    if !addresses.contains(&wanted) {
-        return Err(Error::NotAddressOf {
+    match addresses.iter().find(|a| a.ip == wanted) {
+        Some(found) if found.usable => Ok(wanted),
+        Some(_) => Err(Error::UnusableAddress {
             address: wanted,
             name: name.to_owned(),
-            has: addresses.iter().map(IpAddr::to_string).collect(),
-        });
+        }),
+        None if is_link_local(wanted) => Err(Error::LinkLocal(wanted)),
+        None => Err(Error::NotAddressOf {
+            address: wanted,
+            name: name.to_owned(),
+            has: addresses.iter().map(|a| a.ip.to_string()).collect(),
+        }),
     }
-    if wanted.is_ipv6() {
-        return Err(Error::Ipv6Underlay(name.to_owned()));
-    }
-    Ok(wanted)
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// An address of global scope, which unique local ones have, too.
+struct Address {
+    ip: IpAddr,
+    /// Neither tentative nor a duplicate nor deprecated (RFC 4862).
+    usable: bool,
 }
 
 fn candidates(links: Vec<LinkInfo>) -> Vec<String> {
@@ -113,7 +133,7 @@ fn candidates(links: Vec<LinkInfo>) -> Vec<String> {
 
 impl Host {
     /// An interface's addresses of global scope, in the kernel's order: primary ones first.
-    async fn global_addresses(&self, index: u32) -> Result<Vec<IpAddr>> {
+    async fn global_addresses(&self, index: u32) -> Result<Vec<Address>> {
         let messages: Vec<AddressMessage> = self
             .handle
             .address()
@@ -126,7 +146,12 @@ impl Host {
         Ok(messages
             .iter()
             .filter(|message| message.header.scope == AddressScope::Universe)
-            .filter_map(address)
+            .filter_map(|message| {
+                Some(Address {
+                    ip: address(message)?,
+                    usable: !message.header.flags.intersects(UNUSABLE),
+                })
+            })
             .collect())
     }
 }
@@ -149,25 +174,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_ipv4_address_is_chosen() {
-        let v6: IpAddr = "2001:db8::1".parse().unwrap();
-        let v4: IpAddr = "192.0.2.1".parse().unwrap();
-        let other: IpAddr = "192.0.2.2".parse().unwrap();
-        assert_eq!(choose("e", &[v6, v4, other], None).unwrap(), v4);
-        assert_eq!(choose("e", &[v4, other], Some(other)).unwrap(), other);
-        assert!(matches!(
-            choose("e", &[v6], None),
-            Err(Error::Ipv6Underlay(_))
-        ));
-        assert!(matches!(choose("e", &[], None), Err(Error::NoAddress(_))));
-        assert!(matches!(
-            choose("e", &[v6], Some(v6)),
-            Err(Error::Ipv6Underlay(_))
-        ));
-        let wrong = choose("e", &[v4], Some(other)).unwrap_err();
-        assert_eq!(
-            wrong.to_string(),
-            "192.0.2.2 is not an address of interface e: e has 192.0.2.1"
-        );
+    fn the_first_usable_address_is_chosen_ipv4_before_ipv6() {
+        let of = |texts: &[&str]| -> Vec<Address> {
+            let parse = |text: &&str| Address {
+                ip: text.trim_end_matches('!').parse().unwrap(),
+                usable: !text.ends_with('!'),
+            };
+            texts.iter().map(parse).collect()
+        };
+        let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let chosen = |texts: &[&str], advertise| {
+            let chosen = choose("e", &of(texts), advertise);
+            chosen.map_err(|error| error.to_string())
+        };
+        let all = ["2001:db8::1", "192.0.2.1", "192.0.2.2"];
+        assert_eq!(chosen(&all, None).ok(), ip("192.0.2.1"));
+        for each in all {
+            assert_eq!(chosen(&all, ip(each)).ok(), ip(each));
+        }
+        let six = ["2001:db8::9!", "fd00::1", "2001:db8::1"];
+        assert_eq!(chosen(&six, None).ok(), ip("fd00::1"));
+        let none = "interface e has no address to be reached at: \
+                    add one with 'ip address add ADDRESS/LEN dev e'";
+        assert_eq!(chosen(&[], None), Err(none.to_owned()));
+        assert_eq!(chosen(&six[..1], None), Err(none.to_owned()));
+        for (advertise, problem) in [
+            (
+                "192.0.2.2",
+                "192.0.2.2 is not an address of interface e: e has 2001:db8::9, fd00::1",
+            ),
+            (
+                "2001:db8::9",
+                "2001:db8::9 on interface e can't be used: it is tentative, deprecated or a \
+                 duplicate (see 'ip -6 address show dev e')",
+            ),
+            (
+                "fe80::1",
+                "fe80::1 is valid on its own link only: advertise a global or unique local address",
+            ),
+        ] {
+            assert_eq!(chosen(&six[..2], ip(advertise)), Err(problem.to_owned()));
+        }
     }
 }

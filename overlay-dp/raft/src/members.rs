@@ -79,8 +79,16 @@ impl Members {
             .copied()
             .filter(|id| voters.contains(id) || self.caught_up(&metrics, *id))
             .collect();
-        if ready != voters && self.majority_answers(&ready) {
-            return Some((ChangeMembers::ReplaceAllVoters(ready), true));
+        // The leader leaves last, and at once: as a member without a vote it would go on leading.
+        let me = self.core.me.0;
+        let last = ready.iter().all(|id| voters.contains(id)) && ready.len() + 1 == voters.len();
+        if !ready.contains(&me) && last && self.majority_answers(&ready) {
+            return Some((ChangeMembers::ReplaceAllVoters(ready), false));
+        }
+        let mut with_me = ready;
+        with_me.insert(me);
+        if with_me != voters && self.majority_answers(&with_me) {
+            return Some((ChangeMembers::ReplaceAllVoters(with_me), true));
         }
         if let Some(change) = self.leaver(&metrics, &wanted, &voters, &nodes) {
             return Some(change);

@@ -51,6 +51,8 @@ pub(crate) struct Core {
     /// When the leader was last heard of, and whether it leads a majority by its own word.
     pub heard: Mutex<Option<(Instant, bool)>>,
     pub incoming: Mutex<Option<Incoming>>,
+    /// What other managers said about hosts that are none by the facts here, and when.
+    pub vouched: Mutex<BTreeMap<HostId, (Instant, bool)>>,
 }
 
 /// How agreement stands, as far as this manager knows.
@@ -62,10 +64,13 @@ pub struct RaftStatus {
     pub term: u64,
     /// The log's index up to which this manager has applied.
     pub last_applied: u64,
-    /// Who has a say.
+    /// Who has a say, now and when a change that is under way is done.
     pub voters: BTreeSet<HostId>,
-    /// Who follows without one: on the way to be a voter, or to be none.
+    /// Who follows without that: on the way to be a voter, or to be none.
     pub learners: BTreeSet<HostId>,
+    /// Whether a change of the voters is under way: until it is done a majority of the old ones
+    /// and one of the new ones are needed.
+    pub changing: bool,
     /// Whether a leader with a majority was heard of within an election time.
     pub quorum: bool,
     /// Why Raft has stopped on this manager.
@@ -131,6 +136,7 @@ impl Raft {
             call: Arc::new(sender),
             heard: Mutex::default(),
             incoming: Mutex::default(),
+            vouched: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(core.clone().watch_leadership());
@@ -220,6 +226,7 @@ impl Raft {
             let attempt = timeout_at(deadline, self.core.read_index()).await;
             match attempt.map_err(|_| ProposeError::NoQuorum)?? {
                 Some(index) => return self.core.await_applied(index, deadline).await,
+                None if Instant::now() >= deadline => return Err(ProposeError::NoQuorum),
                 None => sleep(self.core.timings.heartbeat / 2).await,
             }
         }
@@ -238,14 +245,18 @@ impl Raft {
     /// How agreement stands.
     pub fn status(&self) -> RaftStatus {
         let metrics = self.core.raft.metrics().borrow().clone();
-        let membership = metrics.membership_config.membership();
+        let membership = self.core.applied.read().membership.membership().clone();
+        let configs = membership.get_joint_config();
+        let votes = |id: &u64| !configs.is_empty() && configs.iter().all(|c| c.contains(id));
+        let members = || membership.nodes().map(|(id, _)| *id);
         let leader = self.core.leader();
         RaftStatus {
             leader,
             term: metrics.current_term,
             last_applied: metrics.last_applied.map_or(0, |id| id.index),
-            voters: membership.voter_ids().map(HostId).collect(),
-            learners: membership.learner_ids().map(HostId).collect(),
+            voters: members().filter(votes).map(HostId).collect(),
+            learners: members().filter(|id| !votes(id)).map(HostId).collect(),
+            changing: configs.len() > 1,
             quorum: leader.is_some(),
             stopped: metrics.running_state.err().map(|error| error.to_string()),
         }
@@ -438,8 +449,7 @@ impl Core {
     }
 
     fn settled(&self) -> bool {
-        let config = self.metrics().membership_config;
-        let membership = config.membership();
+        let membership = self.applied.read().membership.membership().clone();
         membership.get_joint_config().len() == 1
             && membership.voter_ids().collect::<BTreeSet<_>>() == self.managers()
     }

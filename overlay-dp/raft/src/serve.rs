@@ -1,13 +1,21 @@
 //! Answers to the other managers' calls.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use openraft::error::RaftError;
+use overlay_core::facts::{Facts, Version};
 use overlay_core::model::HostId;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::machine::decode_machine;
 use crate::raft::Core;
-use crate::types::{Snapshot, SnapshotMeta, Vote};
+use crate::types::{Metrics, Snapshot, SnapshotMeta, Vote};
 use crate::wire::{Envelope, Fault, Receiver, Request, Response, decode_request, encode_response};
+
+/// So long another manager's word about a host holds.
+const VOUCHED: Duration = Duration::from_secs(10);
 
 /// A snapshot that has not come in full yet.
 pub(crate) struct Incoming {
@@ -18,7 +26,7 @@ pub(crate) struct Incoming {
 }
 
 impl Core {
-    pub async fn handle(&self, from: HostId, request: &[u8]) -> Vec<u8> {
+    pub async fn handle(self: &Arc<Self>, from: HostId, request: &[u8]) -> Vec<u8> {
         let response = match self.answer(from, request).await {
             Ok(response) => response,
             Err(fault) => {
@@ -29,14 +37,21 @@ impl Core {
         encode_response(&response)
     }
 
-    async fn answer(&self, from: HostId, request: &[u8]) -> Result<Response, Fault> {
+    async fn answer(self: &Arc<Self>, from: HostId, request: &[u8]) -> Result<Response, Fault> {
         let receiver = Receiver {
             store: self.file.store(),
             epoch: self.epoch(),
             term: self.metrics().current_term,
         };
         let (envelope, request, tail) = decode_request(from, request, &receiver)?;
+        let open_to_all = matches!(request, Request::Hello | Request::Manages { .. });
+        if !open_to_all && !self.known(from) {
+            return Err(Fault::NoManager);
+        }
         match request {
+            Request::Manages { host, version } => {
+                Ok(Response::Manages(self.manages(host, version)))
+            }
             Request::Hello => Ok(Response::Hello(self.file.store())),
             Request::ReadIndex => Ok(Response::ReadIndex(self.own_read_index().await)),
             Request::Append(append) => {
@@ -58,6 +73,60 @@ impl Core {
                 let response = self.take_piece(vote, meta, offset, total, tail).await?;
                 self.hear(&envelope, vote);
                 Ok(response)
+            }
+        }
+    }
+
+    /// Whether to listen to a host: only managers agree. One that was away may not know the latest
+    /// of them yet; then those that it knows tell, until the sender tries again.
+    fn known(self: &Arc<Self>, host: HostId) -> bool {
+        let Some(version) = self
+            .applied
+            .read()
+            .machine
+            .as_ref()
+            .map(|m| m.facts().version())
+        else {
+            // A new manager has nothing to go by but who its caller lets in.
+            return true;
+        };
+        let member = |metrics: &Metrics| {
+            let config = metrics.membership_config.membership();
+            config.get_node(&host.0).is_some()
+        };
+        if self.manages(host, version) || member(&self.raft.metrics().borrow()) {
+            return true;
+        }
+        let mut vouched = self.vouched.lock();
+        vouched.retain(|_, (asked, _)| asked.elapsed() < VOUCHED);
+        match vouched.get(&host) {
+            Some((asked, yes)) if *yes || asked.elapsed() < self.timings.quorum_window() => *yes,
+            _ => {
+                vouched.insert(host, (Instant::now(), false));
+                tokio::spawn(self.clone().ask_about(host, version));
+                false
+            }
+        }
+    }
+
+    fn manages(&self, host: HostId, version: Version) -> bool {
+        let applied = self.applied.read();
+        let facts = applied.machine.as_ref().map(|machine| machine.facts());
+        let manages = |facts: &Facts| facts.host(host).is_some_and(|host| host.manager);
+        facts.is_some_and(|facts| facts.version() >= version && manages(facts))
+    }
+
+    async fn ask_about(self: Arc<Self>, host: HostId, version: Version) {
+        let mut answers = JoinSet::new();
+        for manager in self.managers() {
+            let (core, store) = (self.clone(), self.store_of(HostId(manager)));
+            let question = Request::Manages { host, version };
+            answers.spawn(async move { core.call.call(manager, store, question).await });
+        }
+        while let Some(answer) = answers.join_next().await {
+            if let Ok(Ok(Response::Manages(true))) = answer {
+                self.vouched.lock().insert(host, (Instant::now(), true));
+                return;
             }
         }
     }

@@ -1,12 +1,10 @@
 //! Making the data path: programs, punt link, socket, hooks.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use overlay_common::layout::Config;
 use overlay_common::punt;
-use overlay_common::wire::map_v4;
 use overlay_core::tables::{Local, Tables};
 use overlay_host::offload::{self, Offload};
 use overlay_host::{Host, PuntPair, Uplink};
@@ -106,12 +104,6 @@ pub async fn prepare(
     uplink: &Uplink,
     inner_mtu: u32,
 ) -> Result<Prepared> {
-    let IpAddr::V4(vtep) = uplink.addr else {
-        bail!(
-            "an IPv6 underlay is not supported yet: give {} an IPv4 address",
-            uplink.name
-        );
-    };
     let plan = Plan::new(options.datapath, &uplink.driver);
     let mut bpf = Bpf::load(&options.instance.pin_dir(), options.bpf_log)?;
     if options.bpf_log {
@@ -142,10 +134,8 @@ pub async fn prepare(
     let desk = Arc::new(Desk::new()?);
     let slow = SlowThread::start(xsk, Arc::clone(&tables), Arc::clone(&desk))?;
     let config = Config {
-        vtep: map_v4(vtep.octets()),
         punt_ifindex: punt.near_ifindex,
-        data_port: options.data_port,
-        _zero: 0,
+        ..*tables.read().config()
     };
     Ok(Prepared {
         bpf,

@@ -7,7 +7,6 @@ use overlay_common::wire::Ip16;
 use overlay_core::model::{Endpoint, Host, HostId};
 
 use super::Agent;
-use super::verify::is_behind;
 
 impl Agent {
     pub(super) async fn on_cluster(&mut self, event: Event) {
@@ -124,7 +123,7 @@ impl Agent {
     async fn sweep(&mut self) {
         let silent = self.silent_vteps();
         let wanted = self.tables.read().snapshot();
-        let keep = |ip: &Ip16| is_behind(&silent, ip);
+        let keep = |ip: &Ip16| silent.contains(ip);
         match self.bpf.sweep(&wanted, keep) {
             Ok(0) => {}
             Ok(swept) => tracing::info!(swept, "removed stale entries from the BPF maps"),

@@ -11,7 +11,7 @@ use std::future;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use overlay_common::wire::{IPV4_LEN, IPV6_LEN, OVERHEAD_V4};
+use overlay_common::wire::{Family, ip16};
 use overlay_core::tables::NextHop;
 use overlay_host::{Host, HostEvent};
 
@@ -258,15 +258,7 @@ impl Way {
             ifindex: hop.ifindex,
             src_mac: hop.src_mac,
             dst_mac: hop.dst_mac?,
-            mtu: mtu.saturating_sub(overhead(vtep)),
+            mtu: mtu.saturating_sub(Family::of(&ip16(vtep)).overhead()),
         })
-    }
-}
-
-/// What encapsulation takes off the MTU of the way to `vtep`, in bytes.
-pub fn overhead(vtep: IpAddr) -> u32 {
-    match vtep.to_canonical() {
-        IpAddr::V4(_) => OVERHEAD_V4,
-        IpAddr::V6(_) => OVERHEAD_V4 + (IPV6_LEN - IPV4_LEN) as u32,
     }
 }

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use anyhow::Result;
 use overlay_cluster::MemberState;
-use overlay_common::wire::Ip16;
+use overlay_common::wire::{Ip16, ip16};
 use overlay_core::model::{Endpoint, HostId, MacAddr, Vni};
 use overlay_core::tables::{MapContents, MapUpdate, Origin};
 use overlay_host::Netns as HostNetns;
@@ -211,7 +211,7 @@ impl Agent {
         let wanted = self.tables.read().snapshot();
         let have = self.bpf.contents()?;
         let silent = self.silent_vteps();
-        let kept = |vtep: &Ip16| is_behind(&silent, vtep);
+        let kept = |vtep: &Ip16| silent.contains(vtep);
         compare(
             report,
             "port",
@@ -385,10 +385,10 @@ impl Agent {
 
     /// The VTEPs of hosts that are not alive: what is behind them stays in the maps until they are
     /// forgotten.
-    pub(super) fn silent_vteps(&self) -> Vec<IpAddr> {
+    pub(super) fn silent_vteps(&self) -> Vec<Ip16> {
         let silent = |m: &overlay_cluster::Member| !m.me && m.state != MemberState::Alive;
         let members = self.cluster.members().into_iter();
-        members.filter(silent).map(|m| m.host.vtep).collect()
+        members.filter(silent).map(|m| ip16(m.host.vtep)).collect()
     }
 
     fn network_name(&self, vni: Vni) -> String {
@@ -404,12 +404,6 @@ impl Agent {
             false => self.name_of(id),
         }
     }
-}
-
-/// Whether `vtep`, as maps have it, is one of these.
-pub(super) fn is_behind(vteps: &[IpAddr], vtep: &Ip16) -> bool {
-    let vtep = IpAddr::V6(Ipv6Addr::from_octets(*vtep)).to_canonical();
-    vteps.contains(&vtep)
 }
 
 /// Reports where a map differs from the tables. `delete` says how an entry too many goes, or that

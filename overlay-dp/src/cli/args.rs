@@ -111,10 +111,10 @@ pub struct AttachArgs {
     /// Which hooks carry the data path
     #[arg(long, value_enum, default_value_t)]
     pub datapath: Datapath,
-    /// MTU of containers, when it is to be less than the uplink's minus 50
+    /// MTU of containers, when it is to be less than the uplink's minus 50 (70 over IPv6)
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u32>,
-    /// The VTEP address, when the uplink has several
+    /// The VTEP address, IPv4 or IPv6, when the uplink has several
     #[arg(long, value_name = "IP")]
     pub advertise_addr: Option<IpAddr>,
     /// UDP port of VXLAN; the same on all hosts

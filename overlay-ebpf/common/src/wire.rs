@@ -116,6 +116,14 @@ pub const fn map_v4(ip: [u8; 4]) -> Ip16 {
     (0xffff_0000_0000 | u32::from_be_bytes(ip) as u128).to_be_bytes()
 }
 
+/// The form that maps have of an address.
+pub const fn ip16(ip: core::net::IpAddr) -> Ip16 {
+    match ip {
+        core::net::IpAddr::V4(ip) => map_v4(ip.octets()),
+        core::net::IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
 /// The last four bytes: the IPv4 address of an IPv4-mapped one.
 #[inline(always)]
 pub const fn unmap_v4(ip: &Ip16) -> [u8; 4] {

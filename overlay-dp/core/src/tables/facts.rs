@@ -14,7 +14,8 @@ pub struct Local {
     pub vtep: IpAddr,
     /// UDP port of VXLAN.
     pub data_port: u16,
-    /// Largest inner packet (Ethernet header excluded), in bytes: the uplink's MTU less 50.
+    /// Largest inner packet (Ethernet header excluded), in bytes: the uplink's MTU less 50 over
+    /// IPv4, 70 over IPv6.
     pub mtu: u32,
 }
 
@@ -47,11 +48,13 @@ pub struct StaticEntry {
 /// A fact that the tables can't hold; nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// VTEPs have IPv4 addresses so far.
-    #[error("{0} can't be a VTEP: only IPv4 underlays are supported")]
-    Ipv6Vtep(IpAddr),
-    /// A group, loopback or unspecified address.
-    #[error("{0} can't be a VTEP: it is not one host's address")]
+    /// One VTEP over IPv4 and another over IPv6 can't reach each other.
+    #[error(
+        "{0} can't be a VTEP: this host's is {1}, and all of a cluster are of one kind, IPv4 or IPv6"
+    )]
+    OtherFamily(IpAddr, IpAddr),
+    /// A group, loopback, link-local (IPv6) or unspecified address.
+    #[error("{0} can't be a VTEP: it is not one host's address everywhere")]
     Vtep(IpAddr),
     /// This host's own address, as another's.
     #[error("{0} is this host's own VTEP")]

@@ -12,9 +12,10 @@ impl Tables {
     /// Returns it as the programs' configuration has it.
     ///
     /// # Errors
-    /// When it can't be a VTEP, or is another host's.
+    /// When it can't be a VTEP, is another host's, or of another family than it was.
     pub fn set_vtep(&mut self, ip: IpAddr) -> Result<Ip16, Error> {
         let key = vtep_key(ip)?;
+        self.check_family(ip, &key)?;
         if self.vteps.get(&key).is_some_and(|vtep| vtep.is_known()) {
             return Err(Error::OthersVtep(ip));
         }
@@ -61,6 +62,10 @@ mod tests {
         );
         assert!(tables.poll_update().is_none());
 
+        assert_eq!(
+            tables.set_vtep(ip("2001:db8::9")),
+            Err(Error::OtherFamily(ip("2001:db8::9"), ip("192.0.2.1")))
+        );
         let key = tables.set_vtep(ip("192.0.2.9")).unwrap();
         assert_eq!(tables.local().vtep, ip("192.0.2.9"));
         let mut told = 0;

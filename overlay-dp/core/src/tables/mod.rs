@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use overlay_common::layout::{Config, VtepEntry};
-use overlay_common::wire::Ip16;
+use overlay_common::wire::{Family, Ip16};
 
 pub use facts::{Error, Local, NextHop, StaticEntry};
 pub use read::{FdbRow, Origin, VtepRow};
@@ -386,7 +386,15 @@ impl Tables {
         if key == self.config.vtep {
             return Err(Error::OwnVtep(ip));
         }
+        self.check_family(ip, &key)?;
         Ok(key)
+    }
+
+    fn check_family(&self, ip: IpAddr, key: &Ip16) -> Result<(), Error> {
+        if Family::of(key) != Family::of(&self.config.vtep) {
+            return Err(Error::OtherFamily(ip, self.local.vtep));
+        }
+        Ok(())
     }
 }
 

@@ -137,7 +137,7 @@ impl Tables {
     }
 
     /// The configuration that the programs have, except for the punt link, which is 0.
-    pub(crate) fn config(&self) -> &Config {
+    pub fn config(&self) -> &Config {
         &self.config
     }
 

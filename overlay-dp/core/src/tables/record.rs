@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use overlay_common::wire::{Ip16, map_v4};
+use overlay_common::wire::{Ip16, ip16};
 
 use super::Error;
 use crate::model::MacAddr;
@@ -71,14 +71,6 @@ impl Record {
     pub fn seq_of(&self, ip: Ip16) -> Option<u64> {
         let claim = self.ips.iter().find(|(have, _)| *have == ip);
         claim.map(|(_, seq)| *seq)
-    }
-}
-
-/// The form of an address that maps have.
-pub(super) fn ip16(ip: IpAddr) -> Ip16 {
-    match ip {
-        IpAddr::V4(ip) => map_v4(ip.octets()),
-        IpAddr::V6(ip) => ip.octets(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use overlay_common::layout::VtepEntry;
-use overlay_common::wire::{Ip16, map_v4};
+use overlay_common::wire::{Family, Ip16, map_v4};
 
 use super::Error;
 use super::record::{Record, is_one_hosts};
@@ -52,8 +52,15 @@ pub(super) fn unresolved(src_ip: Ip16) -> VtepEntry {
 /// What maps call the VTEP with this address.
 pub(super) fn vtep_key(ip: IpAddr) -> Result<Ip16, Error> {
     match ip.to_canonical() {
-        IpAddr::V6(_) => Err(Error::Ipv6Vtep(ip)),
-        IpAddr::V4(_) if !is_one_hosts(ip) => Err(Error::Vtep(ip)),
+        _ if !is_one_hosts(ip) => Err(Error::Vtep(ip)),
         IpAddr::V4(v4) => Ok(map_v4(v4.octets())),
+        IpAddr::V6(v6) => {
+            let key = v6.octets();
+            let reserved = Family::of(&key) != Family::V6;
+            if reserved || v6.is_unicast_link_local() {
+                return Err(Error::Vtep(ip));
+            }
+            Ok(key)
+        }
     }
 }

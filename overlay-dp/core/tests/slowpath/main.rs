@@ -4,6 +4,7 @@ mod flood;
 mod gateway;
 mod hostile;
 mod neighbour;
+mod over_ipv6;
 mod packets;
 mod query;
 mod rig;

@@ -344,8 +344,11 @@ fn what_is_refused() {
     );
     assert_eq!(
         tables.vtep_add(ip("fd00::5")),
-        Err(Error::Ipv6Vtep(ip("fd00::5")))
+        Err(Error::OtherFamily(ip("fd00::5"), own))
     );
+    for bad in ["::", "::1", "::5", "ff02::1", "fe80::5"] {
+        assert_eq!(tables.vtep_add(ip(bad)), Err(Error::Vtep(ip(bad))));
+    }
     for bad in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"] {
         assert_eq!(tables.vtep_add(ip(bad)), Err(Error::Vtep(ip(bad))));
         let endpoint = Endpoint {

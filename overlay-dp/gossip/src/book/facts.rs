@@ -205,6 +205,7 @@ impl Book {
             up: false,
             down_since: now,
             revision: 0,
+            forgotten: false,
         };
         for vni in self.attached.iter().chain(self.looked.keys()) {
             if self.facts.grants(host.id, *vni).next().is_some() {

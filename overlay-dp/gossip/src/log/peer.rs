@@ -47,6 +47,8 @@ struct Mark {
 #[derive(Debug)]
 pub(crate) struct PeerLog {
     vni: Vni,
+    /// Which of the logs that its host had here: one that is followed again is another one.
+    number: u64,
     have: Position,
     records: BTreeMap<ByName, Mark>,
     waiting: usize,
@@ -55,14 +57,23 @@ pub(crate) struct PeerLog {
 }
 
 impl PeerLog {
-    pub fn new(vni: Vni) -> PeerLog {
+    pub fn new(vni: Vni, number: u64) -> PeerLog {
         PeerLog {
             vni,
+            number,
             have: Position::default(),
             records: BTreeMap::new(),
             waiting: 0,
             lacks: false,
         }
+    }
+
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub fn renumber(&mut self, number: u64) {
+        self.number = number;
     }
 
     /// How far it is known.

@@ -56,7 +56,7 @@ struct Peer {
 impl Peer {
     fn new() -> Peer {
         Peer {
-            log: PeerLog::new(vni()),
+            log: PeerLog::new(vni(), 1),
             account: Account::default(),
         }
     }

@@ -1,6 +1,6 @@
 //! The end of a stream that learns what the other host has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,8 +31,8 @@ pub struct Follower {
     greeted: bool,
     /// [`Book::revision`] as of `subscribed`; none before the first time.
     revision: Option<u64>,
-    /// What the leader was asked for.
-    subscribed: BTreeSet<Vni>,
+    /// What the leader was asked for, by the number of the log here.
+    subscribed: BTreeMap<Vni, u64>,
     /// Of these, those to be asked for again.
     again: BTreeSet<Vni>,
     /// And those that were, and have not been answered.
@@ -52,7 +52,7 @@ impl Follower {
             said_hello: false,
             greeted: false,
             revision: None,
-            subscribed: BTreeSet::new(),
+            subscribed: BTreeMap::new(),
             again: BTreeSet::new(),
             asked: BTreeSet::new(),
             parts: None,
@@ -74,32 +74,45 @@ impl Follower {
             self.lacks_facts = false;
             return encode(&Ask::Facts(book.facts().version()));
         }
-        let revision = book.revision(self.leader);
-        if self.revision != Some(revision) {
-            let wanted: BTreeSet<Vni> = book.wanted(self.leader).map(|(vni, _)| vni).collect();
-            let gone: Vec<Vni> = self.subscribed.difference(&wanted).copied().collect();
-            if !gone.is_empty() {
-                for vni in &gone {
-                    self.subscribed.remove(vni);
-                    self.again.remove(vni);
-                    self.asked.remove(vni);
-                }
-                self.parts = self.parts.take().filter(|part| !gone.contains(&part.vni));
-                return encode(&Ask::Unsubscribe(gone));
-            }
-            let new = wanted.difference(&self.subscribed).copied();
-            self.again.extend(new);
-            self.revision = Some(revision);
+        if let Some(gone) = self.follow_interest(book) {
+            return encode(&Ask::Unsubscribe(gone));
         }
         if self.again.is_empty() {
             return None;
         }
-        let again = std::mem::take(&mut self.again);
-        let lines = book.wanted(self.leader);
-        let lines = lines.filter(|(vni, _)| again.contains(vni)).collect();
-        self.subscribed.extend(&again);
-        self.asked.extend(again);
+        let mut again = std::mem::take(&mut self.again);
+        let wanted = book.wanted(self.leader);
+        let lines = wanted.filter(|(vni, _)| again.contains(vni));
+        let lines = lines.map(|(vni, log)| (vni, log.have())).collect();
+        self.parts = self.parts.take().filter(|part| !again.contains(&part.vni));
+        self.asked.append(&mut again);
         encode(&Ask::Subscribe(lines))
+    }
+
+    /// Finds out what is to be asked for, if others of the leader's logs are wanted than before.
+    /// Returns what is not wanted any more.
+    fn follow_interest(&mut self, book: &Book) -> Option<Vec<Vni>> {
+        let revision = book.revision(self.leader);
+        if self.revision == Some(revision) {
+            return None;
+        }
+        self.revision = Some(revision);
+        let wanted = book.wanted(self.leader);
+        let wanted: BTreeMap<Vni, u64> = wanted.map(|(vni, log)| (vni, log.number())).collect();
+        let before = std::mem::replace(&mut self.subscribed, wanted);
+        let new = self.subscribed.iter();
+        let new = new.filter(|(vni, number)| before.get(vni) != Some(number));
+        self.again.extend(new.map(|(vni, _)| *vni));
+        let gone = before.into_keys();
+        let gone: Vec<Vni> = gone
+            .filter(|vni| !self.subscribed.contains_key(vni))
+            .collect();
+        for vni in &gone {
+            self.again.remove(vni);
+            self.asked.remove(vni);
+        }
+        self.parts = self.parts.take().filter(|part| !gone.contains(&part.vni));
+        (!gone.is_empty()).then_some(gone)
     }
 
     /// Takes a frame. Returns the leader's identity when that is what it says, once: for
@@ -144,7 +157,7 @@ impl Follower {
                 first,
                 changes,
             } => {
-                if self.subscribed.contains(&vni) {
+                if self.subscribed.contains_key(&vni) {
                     match book.changes(self.leader, vni, incarnation, first, changes) {
                         Ok(()) => _ = self.asked.remove(&vni),
                         // What was under way when it was asked for may come, still.
@@ -155,9 +168,10 @@ impl Follower {
             }
             Tell::Digest(theirs) => {
                 let known = book.wanted(self.leader);
-                let ours = digest(known.filter(|(vni, _)| self.subscribed.contains(vni)));
+                let known = known.filter(|(vni, _)| self.subscribed.contains_key(vni));
+                let ours = digest(known.map(|(vni, log)| (vni, log.have())));
                 if ours != theirs {
-                    self.again = self.subscribed.clone();
+                    self.again = self.subscribed.keys().copied().collect();
                 }
             }
             Tell::Facts { part, last } => self.facts(book, &part, last, now)?,
@@ -174,7 +188,7 @@ impl Follower {
         settled: bool,
         mut endpoints: Vec<Arc<Endpoint>>,
     ) -> Result<(), Fault> {
-        if !self.subscribed.contains(&vni) {
+        if !self.subscribed.contains_key(&vni) {
             return Ok(());
         }
         if first {

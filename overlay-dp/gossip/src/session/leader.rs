@@ -13,8 +13,10 @@ use crate::log::{News, cost};
 use crate::swim;
 use crate::wire::{Ask, Change, FULL, Position, Tell, decode, digest, encode};
 
-/// How often a follower is told where it should be.
-const DIGEST_EVERY: Duration = Duration::from_secs(5);
+/// How long after the last news a follower is told where it should be. It is told again after
+/// twice the time, and so on: in a large cluster that is most of what is said.
+const DIGEST_AFTER: Duration = Duration::from_secs(5);
+const MAX_DOUBLINGS: u32 = 3;
 
 /// What does not fit in one frame, and is under way.
 enum Rest {
@@ -51,6 +53,8 @@ pub struct Leader {
     facts: Version,
     rest: Option<Rest>,
     digest_at: Option<Instant>,
+    /// Digests since the last news.
+    digests: u32,
 }
 
 impl Leader {
@@ -66,6 +70,7 @@ impl Leader {
             facts: Version::default(),
             rest: None,
             digest_at: None,
+            digests: 0,
         }
     }
 
@@ -148,6 +153,7 @@ impl Leader {
         self.look_for_moves(book);
         while let Some(vni) = self.moved.pop_first() {
             if let Some(news) = self.news_of(vni, book) {
+                (self.digest_at, self.digests) = (None, 0);
                 return self.go_on(news);
             }
         }
@@ -156,6 +162,7 @@ impl Leader {
             self.digest_at = None;
         } else if due || self.digest_at.is_none() {
             self.digest_at = Some(now + self.pause());
+            self.digests += 1;
         }
         let positions = self.told.iter().map(|(vni, at)| (*vni, *at));
         due.then(|| Tell::Digest(digest(positions)))
@@ -164,7 +171,8 @@ impl Leader {
 
     /// Not all followers at once: each has its own rhythm.
     fn pause(&self) -> Duration {
-        DIGEST_EVERY.mul_f64(0.75 + (self.follower.0 % 1024) as f64 / 2048.0)
+        let after = DIGEST_AFTER * (1 << self.digests.min(MAX_DOUBLINGS));
+        after.mul_f64(0.75 + (self.follower.0 % 1024) as f64 / 2048.0)
     }
 
     fn news_of_facts(

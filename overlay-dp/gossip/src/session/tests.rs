@@ -202,6 +202,32 @@ fn parts_that_are_under_way_when_interest_changes_do_no_harm() {
 }
 
 #[test]
+fn interest_that_is_back_before_anybody_noticed_is_asked_for() {
+    let (mut stream, net) = Stream::with_network(9);
+    stream.publish(&net, 2);
+    stream.pump();
+    stream.book.set_interest([].into());
+    stream.book.set_interest([net.vni].into());
+    assert_eq!(stream.names(net.vni), [""; 0]);
+    stream.pump();
+    assert_eq!(stream.names(net.vni), ["e2"]);
+}
+
+#[test]
+fn who_is_back_is_asked_for_what_was_forgotten() {
+    let (mut stream, net) = Stream::with_network(9);
+    stream.publish(&net, 2);
+    stream.pump();
+    stream.book.down(ME, stream.world.now);
+    stream.book.forget(ME);
+    stream.pump();
+    assert_eq!(stream.names(net.vni), [""; 0]);
+    stream.book.up(ME);
+    stream.pump();
+    assert_eq!(stream.names(net.vni), ["e2"]);
+}
+
+#[test]
 fn a_digest_brings_back_what_was_forgotten() {
     let (mut stream, net) = Stream::with_network(9);
     stream.publish(&net, 2);

@@ -205,9 +205,11 @@ fn who_was_asleep_takes_nobody_for_dead() {
 fn a_packet() -> (Swim, Bytes) {
     let mut sender = Swim::new(Id { host: 1, life: 1 }, StdRng::seed_from_u64(1));
     let now = Instant::now();
-    sender.connected(Id { host: 2, life: 1 }, now);
-    sender.connected(Id { host: 3, life: 1 }, now);
-    sender.connected(Id { host: 0, life: 1 }, now);
+    let met = [2, 3, 0].map(|host| Member::alive(Id { host, life: 1 }));
+    let applied = sender
+        .foca
+        .apply_many(met.into_iter(), true, &mut sender.runtime);
+    sender.done(applied, now);
     let gossiped = sender.foca.gossip(&mut sender.runtime);
     sender.done(gossiped, now);
     let packets = std::iter::from_fn(|| sender.poll()).filter_map(|output| match output {

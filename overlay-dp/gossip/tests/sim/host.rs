@@ -49,6 +49,8 @@ pub struct Node {
     remembers: bool,
     /// Peers with a connection.
     pub linked: BTreeSet<usize>,
+    /// There may be somebody to call.
+    pub lonely: bool,
     /// When peers are called again, and how long the pause is.
     pub calls: BTreeMap<usize, (Nanos, Nanos)>,
     /// When SWIM's timer is due.
@@ -90,6 +92,7 @@ impl Node {
             networks: BTreeSet::new(),
             remembers: spec.views,
             linked: BTreeSet::new(),
+            lonely: true,
             calls: BTreeMap::new(),
             timer: None,
             sent: Traffic::default(),
@@ -114,6 +117,7 @@ impl Node {
         self.count = 0;
         self.networks.clear();
         self.calls.clear();
+        self.lonely = true;
         self.remembers = spec.views;
     }
 
@@ -133,6 +137,11 @@ impl Node {
         let first = (vni, String::new());
         let next = self.has.range(first..).next();
         next.is_some_and(|((of, _), _)| *of == vni)
+    }
+
+    /// The networks that it has containers in.
+    pub fn networks(&self) -> BTreeSet<Vni> {
+        self.has.keys().map(|(vni, _)| *vni).collect()
     }
 
     pub fn free_offset(&self, vni: Vni) -> Option<u32> {

@@ -147,6 +147,8 @@ impl World {
         if self.pairs.remove(&key(a, b)).is_some() {
             self.nodes[a].linked.remove(&b);
             self.nodes[b].linked.remove(&a);
+            self.nodes[a].lonely = true;
+            self.nodes[b].lonely = true;
         }
     }
 
@@ -180,6 +182,16 @@ impl World {
         if self.nodes[n].life != life || self.nodes[n].state != State::Runs {
             return;
         }
+        let now = self.nodes[n].local(self.now);
+        self.nodes[n].book.expire(now);
+        if std::mem::take(&mut self.nodes[n].lonely) {
+            self.call_all(n);
+        }
+        let next = self.now + self.rng.random_range(nanos(DIAL)..2 * nanos(DIAL));
+        self.at(next, Event::Dial { host: n, life });
+    }
+
+    fn call_all(&mut self, n: usize) {
         let wanted = self.nodes[n].book.peers().map(|host| host.id);
         let wanted: Vec<usize> = wanted
             .filter(|id| self.spec.mesh || self.nodes[n].book.follows(*id))
@@ -189,6 +201,7 @@ impl World {
         for peer in wanted {
             let (at, pause) = self.nodes[n].calls.get(&peer).copied().unwrap_or_default();
             if at > self.now {
+                self.nodes[n].lonely = true;
                 continue;
             }
             let knows = self.nodes[peer].book.is_peer(self.nodes[n].id);
@@ -198,18 +211,21 @@ impl World {
             } else {
                 let pause = (pause * 2).clamp(200_000_000, 5_000_000_000);
                 self.nodes[n].calls.insert(peer, (self.now + pause, pause));
+                self.nodes[n].lonely = true;
             }
         }
-        let next = self.now + self.rng.random_range(nanos(DIAL)..2 * nanos(DIAL));
-        self.at(next, Event::Dial { host: n, life });
     }
 
     /// Lets all of a host's sessions say what they have to.
     pub(super) fn poll_all(&mut self, n: usize) {
         for peer in self.nodes[n].linked.clone() {
-            let pair = key(n, peer);
-            self.poll_pair(pair, usize::from(pair.1 == n));
+            self.poll_with(n, peer);
         }
+    }
+
+    pub(super) fn poll_with(&mut self, n: usize, peer: usize) {
+        let pair = key(n, peer);
+        self.poll_pair(pair, usize::from(pair.1 == n));
     }
 
     /// The sessions at one end.

@@ -171,18 +171,30 @@ fn an_uplink_is_checked() {
         assert!(
             error("bare0", None)
                 .await
-                .starts_with("interface bare0 has no IPv4 address")
+                .starts_with("interface bare0 has no address to be reached at")
         );
         assert_eq!(
             error("up0", Some("192.0.2.1")).await,
             "192.0.2.1 is not an address of interface up0: up0 has 172.31.1.5, 172.31.1.6"
         );
-        h.ip("address add fd00::1/64 dev bare0 nodad");
-        assert!(
-            error("bare0", None)
-                .await
-                .starts_with("IPv6 underlay is not supported yet")
+        // Link-local addresses are none; what is not probed for yet is none yet.
+        h.ip("address add fe80::1/64 dev up0 nodad");
+        assert_eq!(
+            error("up0", Some("fe80::1")).await,
+            "fe80::1 is valid on its own link only: advertise a global or unique local address"
         );
+        h.ip("address add fd00::1/64 dev up0 nodad");
+        let sixth = Uplink::discover(&host, "up0", Some(ip("fd00::1"))).await;
+        assert_eq!(sixth.unwrap().container_mtu(), 1430);
+        h.ip("address add fd00::2/64 dev bare0 preferred_lft 0 nodad");
+        assert!(
+            error("bare0", Some("fd00::2"))
+                .await
+                .starts_with("fd00::2 on interface bare0 can't be used")
+        );
+        h.ip("address add fd00::3/64 dev bare0 nodad");
+        let only = Uplink::discover(&host, "bare0", None).await.unwrap();
+        assert_eq!(only.addr, ip("fd00::3"));
         h.ip("link set up0 mtu 1279");
         assert_eq!(
             error("up0", None).await,

@@ -87,6 +87,9 @@ impl Transport for Wire {
             .largest
             .fetch_max(request.len() as u64, Ordering::Relaxed);
         self.net.pass(self.me, to).await?;
+        if !self.net.managers.lock().unwrap().contains_key(&self.me) {
+            eprintln!("a dead manager speaks: {}", self.me);
+        }
         let target = self.net.managers.lock().unwrap().get(&to).cloned();
         let target = target.ok_or_else(|| Unreachable("nobody there".to_owned()))?;
         let answer = target.handle(self.me, &request).await;
@@ -110,6 +113,12 @@ impl Cluster {
     }
 
     pub async fn with(timings: Timings) -> Cluster {
+        // RUST_LOG=overlay_raft=debug,openraft=info shows what happens.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer();
+        let _ = log.try_init();
         let mut cluster = Cluster {
             net: Arc::default(),
             dir: TempDir::new().unwrap(),
@@ -189,10 +198,10 @@ impl Cluster {
     pub async fn propose(&self, command: Command) -> Version {
         let start = Instant::now();
         loop {
-            assert!(
-                start.elapsed() < Duration::from_secs(8),
-                "no agreement in time"
-            );
+            if start.elapsed() > Duration::from_secs(8) {
+                let all: Vec<_> = self.managers.values().map(Raft::status).collect();
+                panic!("no agreement in time: {all:#?}");
+            }
             if let Some(raft) = self.leader() {
                 match raft.propose(command.clone()).await {
                     Ok((version, _)) => return version,
@@ -224,7 +233,7 @@ impl Cluster {
         eventually("the voters", || {
             ids.iter().all(|id| {
                 let status = self.get(*id).status();
-                status.voters == wanted && status.quorum
+                status.voters == wanted && !status.changing && status.quorum
             })
         })
         .await;

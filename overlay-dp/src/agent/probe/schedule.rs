@@ -187,27 +187,25 @@ impl Core {
         Some(Probe { to, nonce, size })
     }
 
+    /// Whom to probe first: quick looks, then watched suspects, then searches, then who waits
+    /// longest.
     fn choose(&self, now: Duration) -> Option<(IpAddr, Kind)> {
-        let find = |due: &dyn Fn(&Target) -> bool| {
-            let mut targets = self.targets.iter();
-            targets.find(|(_, target)| due(target)).map(|(ip, _)| *ip)
+        let free = now >= self.free_at();
+        let urgency = |target: &Target| match () {
+            () if target.quick_due(now) => Some((0, Duration::ZERO, Kind::Quick)),
+            () if !free => None,
+            () if target.suspect && now >= target.due => Some((1, target.due, Kind::Regular)),
+            () if target.mtu.is_due() => Some((2, Duration::ZERO, Kind::Size)),
+            () if now >= target.due => Some((3, target.due, Kind::Regular)),
+            () => None,
         };
-        if let Some(vtep) = find(&|target| target.quick_due(now)) {
-            return Some((vtep, Kind::Quick));
-        }
-        if now < self.free_at() {
-            return None;
-        }
-        if let Some(vtep) = find(&|target| target.suspect && now >= target.due) {
-            return Some((vtep, Kind::Regular));
-        }
-        if let Some(vtep) = find(&|target| target.mtu.is_due()) {
-            return Some((vtep, Kind::Size));
-        }
-        // Who waits longest.
-        let due = self.targets.iter().filter(|(_, target)| now >= target.due);
-        let first = due.min_by_key(|(_, target)| target.due);
-        first.map(|(ip, _)| (*ip, Kind::Regular))
+        let urgent = self.targets.iter().filter_map(|(vtep, target)| {
+            let (class, due, kind) = urgency(target)?;
+            Some(((class, due), (*vtep, kind)))
+        });
+        urgent
+            .min_by_key(|(rank, _)| *rank)
+            .map(|(_, chosen)| chosen)
     }
 
     /// When the rate allows one more.
