@@ -7,7 +7,7 @@
 //!
 //! On top of foca, to be quick without being rash: who suspects a host tells it so itself, again
 //! and again, and is answered by it directly, so that a refutation never depends on how fast
-//! gossip spreads ([`Timer::Accuse`]). A host that was asleep itself takes nobody else's silence
+//! gossip spreads. A host that was asleep itself takes nobody else's silence
 //! for a sign. Hosts that are down are called again all the time, a few at once, so that a
 //! partition heals by itself.
 
