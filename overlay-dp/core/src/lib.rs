@@ -6,7 +6,6 @@
 
 pub mod facts;
 pub mod holdings;
-pub mod ipam;
 pub mod model;
 pub mod slowpath;
 pub mod tables;

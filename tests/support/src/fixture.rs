@@ -15,6 +15,9 @@ use crate::ns::Ns;
 use crate::probe::ping;
 use crate::process::wait_until;
 
+/// How long what a test did may take to be the same everywhere.
+const VERIFY_WAIT: Duration = Duration::from_secs(30);
+
 /// Runs an end-to-end test in a lab of its own. A failure shows the agents' logs. Without root
 /// it is skipped, which fails under `CI=true`.
 ///
@@ -33,7 +36,8 @@ pub fn test<T>(bin: &str, spec: LabSpec, body: impl FnOnce(&Lab) -> Result<T>) {
     let lab = Lab::new(&spec, Path::new(bin)).unwrap_or_else(|error| panic!("{error:?}"));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let _agents = body(&lab)?;
-        anyhow::Ok(())
+        // What was agreed, told, in the maps and in the kernel must agree after every test.
+        lab.verify_clean(VERIFY_WAIT)
     }));
     let logs = lab.logs();
     drop(lab);

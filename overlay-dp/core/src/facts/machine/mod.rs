@@ -74,7 +74,14 @@ impl StateMachine {
     /// The same cluster after a restore: `host` is the only manager, in place of a host with the
     /// same VTEP, and the epoch is the next.
     #[must_use]
-    pub fn restored(mut self, host: Host) -> StateMachine {
+    pub fn restored(self, host: Host) -> StateMachine {
+        self.restored_at(host, 0)
+    }
+
+    /// As [`StateMachine::restored`], with an epoch of at least `epoch`: one that rises with time
+    /// tells two restores of the same backup apart.
+    #[must_use]
+    pub fn restored_at(mut self, host: Host, epoch: u64) -> StateMachine {
         let others: Vec<Host> = self.facts.hosts().cloned().collect();
         for other in others {
             let change = if other.vtep == host.vtep && other.id != host.id {
@@ -87,8 +94,8 @@ impl StateMachine {
             };
             self.facts.change(&change);
         }
-        let epoch = self.facts.version.epoch.saturating_add(1);
-        self.begin(host, epoch);
+        let next = self.facts.version.epoch.saturating_add(1);
+        self.begin(host, next.max(epoch));
         self
     }
 
