@@ -1,12 +1,13 @@
 //! `demo`: two hosts behind a router, and an overlay network between them, on this machine.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use overlay_lab::{
-    AgentProc, Container, Lab, LabSpec, Load, check_signals, checksum_errors, iperf3, ping,
-    traceroute,
+    AgentProc, Background, Container, Lab, LabSpec, Load, check_signals, checksum_errors, iperf3,
+    ping, traceroute,
 };
 
 use crate::process::{cargo, is_root, root, run as run_command, step};
@@ -109,6 +110,9 @@ impl Demo {
             demo.reach(from, to)?;
         }
         for (from, to) in [(&c1, &c2), (&c2, &c1)] {
+            demo.by_name(from, to)?;
+        }
+        for (from, to) in [(&c1, &c2), (&c2, &c1)] {
             demo.load(from, to)?;
         }
         for container in [&c1, &c2] {
@@ -122,7 +126,48 @@ impl Demo {
                 Ok((value, errors.is_empty()))
             })?;
         }
+        for host in [host1, host2] {
+            show(host.ns.label(), "overlay-dp verify");
+            demo.check(format!("verify on {}", host.ns.label()), || {
+                let said = host.overlay("verify")?;
+                print_indented(&said);
+                Ok((said.trim().to_owned(), true))
+            })?;
+        }
         Ok(demo)
+    }
+
+    /// Pings by name, as a user of `ip netns` would: its `resolv.conf` is the namespace's.
+    fn by_name(&mut self, from: &Container, to: &Container) -> Result<()> {
+        let (ns, name) = (&from.ns, &to.name);
+        let what = format!("name {} → {name}", ns.label());
+        show(ns.label(), &format!("ping -c 3 {name}"));
+        self.check(what, || {
+            let mut command = Command::new("ip");
+            command.args([
+                "netns",
+                "exec",
+                ns.name(),
+                "ping",
+                "-c",
+                "3",
+                "-i",
+                "0.1",
+                name,
+            ]);
+            let said = Background::start(command)?
+                .finish(Duration::from_secs(20))?
+                .ok()?;
+            print_indented(&last_lines(&said, 2));
+            let answer = said.lines().find(|line| line.contains("bytes from"));
+            let shown = answer
+                .unwrap_or_default()
+                .split(':')
+                .next()
+                .unwrap_or_default();
+            let full = format!("{name}.{}", to.network);
+            Ok((shown.to_owned(), shown.contains(&full)))
+        })
     }
 
     /// A check that can't be made has failed; an interrupted one ends the demo.
@@ -289,11 +334,12 @@ fn add(lab: &Lab, number: usize) -> Result<Container> {
     show(
         lab.host(number).ns.label(),
         &format!(
-            "overlay-dp container add {name} --network uber-net --netns {}",
+            "overlay-dp container add {name} --network uber-net --netns {} --resolv-conf",
             ns.label()
         ),
     );
-    let container = Container::add(lab, number, ns, &name)?;
+    let options = "--network uber-net --resolv-conf";
+    let container = Container::attach(lab.host(number), ns, &name, options)?;
     print_indented(&format!("{name}: {} {}", container.ip, container.mac));
     Ok(container)
 }
