@@ -97,7 +97,7 @@ pub struct AttachArgs {
     /// The uplink: the interface that reaches the other hosts
     #[arg(long, value_name = "NAME")]
     pub iface: String,
-    /// A host of the cluster to join: address, or address:port
+    /// A manager of the cluster to join: address, or address:port
     #[arg(long, value_name = "ADDRESS", requires = "token")]
     pub join: Option<String>,
     /// The token that 'overlay-dp token show' prints there
@@ -332,7 +332,7 @@ pub enum HostCommand {
     #[command(
         after_help = "A host that runs leaves by itself with 'overlay-dp detach' there. This is for one \
     that is lost, or is no longer trusted: its certificate is worth nothing from now on, its addresses are free, and \
-    its agent, if it still runs, detaches its containers and ends.
+    its agent, if it still runs, detaches its containers and ends. Run it on a manager.
 
 Examples:
   overlay-dp host rm host3
@@ -347,12 +347,24 @@ Examples:
         force: bool,
     },
     /// Make hosts managers: with three or five of them the cluster goes on without one or two
+    #[command(
+        after_help = "Run it on a manager; it returns when the host really is one.
+
+Example:
+  overlay-dp host promote host2 host3"
+    )]
     Promote {
         /// Their names or ids
         #[arg(required = true, value_name = "HOST")]
         hosts: Vec<String>,
     },
     /// Make managers workers
+    #[command(
+        after_help = "Run it on a manager. The last one stays: promote another first.
+
+Example:
+  overlay-dp host demote host3"
+    )]
     Demote {
         /// Their names or ids
         #[arg(required = true, value_name = "HOST")]
@@ -409,8 +421,8 @@ Example:
     /// Have the next 'attach' of this host make the cluster anew from a backup, as its only manager
     #[command(
         after_help = "For a cluster whose managers are lost, or too few of them are left. Not on a host whose agent runs. \
-    The other hosts find this one by themselves if it has the address of a manager that they knew; all others \
-    must be detached and join again. Promote other managers afterwards.
+    The other hosts find this one by themselves, and are its workers then; those that joined after the backup was \
+    made join again. Promote other managers afterwards.
 
 Example:
   overlay-dp detach --force && overlay-dp cluster restore /root/overlay-dp.backup && overlay-dp attach --iface eth0"
