@@ -65,7 +65,8 @@ impl Members {
             .nodes()
             .map(|(id, store)| (*id, *store))
             .collect();
-        if wanted.is_empty() {
+        // One that has left steps down in a moment: the next leader goes on.
+        if wanted.is_empty() || !nodes.contains_key(&self.core.me.0) {
             return None;
         }
         if let [_, goal] = membership.get_joint_config().as_slice() {

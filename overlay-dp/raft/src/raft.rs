@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::ServerState;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
@@ -51,8 +51,8 @@ pub(crate) struct Core {
     /// When the leader was last heard of, and whether it leads a majority by its own word.
     pub heard: Mutex<Option<(Instant, bool)>>,
     pub incoming: Mutex<Option<Incoming>>,
-    /// What other managers said about hosts that are none by the facts here, and when.
-    pub vouched: Mutex<BTreeMap<HostId, (Instant, bool)>>,
+    /// When there last was a leader with a majority, and who: the facts here were fresh then.
+    pub led: Mutex<Option<(Instant, HostId)>>,
 }
 
 /// How agreement stands, as far as this manager knows.
@@ -136,7 +136,7 @@ impl Raft {
             call: Arc::new(sender),
             heard: Mutex::default(),
             incoming: Mutex::default(),
-            vouched: Mutex::default(),
+            led: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(core.clone().watch_leadership());
@@ -164,7 +164,11 @@ impl Raft {
         let (machine, last) = backup::read(backup)?;
         let me = host.id;
         let index = last.max(machine.facts().version().index);
-        seed(dir, me, &machine.restored(host), index + 1)?;
+        // By the clock, so that the same backup restored once more gives another epoch. What a
+        // wrong clock says is no harm: each restore is later than its backup.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |since| since.as_secs());
+        seed(dir, me, &machine.restored_at(host, now), index + 1)?;
         Raft::open(dir, me, transport, timings).await
     }
 
@@ -324,15 +328,23 @@ impl Core {
 
     /// A single voter need not wait for anybody.
     async fn lead_at_once(&self) {
-        let voters: Vec<u64> = {
+        let alone = {
             let metrics = self.raft.metrics();
-            let membership = metrics.borrow().membership_config.clone();
-            membership.voter_ids().collect()
+            let metrics = metrics.borrow();
+            let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+            voters == [self.me.0] && self.may_lead(&metrics)
         };
-        if voters == [self.me.0] {
+        if alone {
             // It fails when Raft has stopped; then status() says so.
             let _ = self.raft.trigger().elect().await;
         }
+    }
+
+    /// An old snapshot can name this manager as it was before it lost its file, even as the only
+    /// voter: that one's vote is not its own.
+    fn may_lead(&self, metrics: &Metrics) -> bool {
+        let membership = metrics.membership_config.membership();
+        membership.get_node(&self.me.0) == Some(&self.file.store())
     }
 
     /// Whether this manager leads a majority.
@@ -369,8 +381,15 @@ impl Core {
     async fn watch_leadership(self: Arc<Self>) {
         let mut metrics = self.raft.metrics();
         loop {
-            let leads = leads(&metrics.borrow_and_update(), &self.timings);
+            let (leads, may_lead) = {
+                let metrics = metrics.borrow_and_update();
+                (leads(&metrics, &self.timings), self.may_lead(&metrics))
+            };
+            self.raft.runtime_config().elect(may_lead);
             self.peers.leads.store(leads, Ordering::Relaxed);
+            if leads {
+                *self.led.lock() = Some((Instant::now(), self.me));
+            }
             if metrics.changed().await.is_err() {
                 return;
             }

@@ -1,21 +1,14 @@
 //! Answers to the other managers' calls.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use openraft::error::RaftError;
-use overlay_core::facts::{Facts, Version};
+use overlay_core::facts::StateMachine;
 use overlay_core::model::HostId;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::machine::decode_machine;
 use crate::raft::Core;
-use crate::types::{Metrics, Snapshot, SnapshotMeta, Vote};
+use crate::types::{Snapshot, SnapshotMeta, Vote};
 use crate::wire::{Envelope, Fault, Receiver, Request, Response, decode_request, encode_response};
-
-/// So long another manager's word about a host holds.
-const VOUCHED: Duration = Duration::from_secs(10);
 
 /// A snapshot that has not come in full yet.
 pub(crate) struct Incoming {
@@ -26,7 +19,7 @@ pub(crate) struct Incoming {
 }
 
 impl Core {
-    pub async fn handle(self: &Arc<Self>, from: HostId, request: &[u8]) -> Vec<u8> {
+    pub async fn handle(&self, from: HostId, request: &[u8]) -> Vec<u8> {
         let response = match self.answer(from, request).await {
             Ok(response) => response,
             Err(fault) => {
@@ -37,21 +30,17 @@ impl Core {
         encode_response(&response)
     }
 
-    async fn answer(self: &Arc<Self>, from: HostId, request: &[u8]) -> Result<Response, Fault> {
+    async fn answer(&self, from: HostId, request: &[u8]) -> Result<Response, Fault> {
         let receiver = Receiver {
             store: self.file.store(),
             epoch: self.epoch(),
             term: self.metrics().current_term,
         };
         let (envelope, request, tail) = decode_request(from, request, &receiver)?;
-        let open_to_all = matches!(request, Request::Hello | Request::Manages { .. });
-        if !open_to_all && !self.known(from) {
+        if !matches!(request, Request::Hello) && !self.known(from) {
             return Err(Fault::NoManager);
         }
         match request {
-            Request::Manages { host, version } => {
-                Ok(Response::Manages(self.manages(host, version)))
-            }
             Request::Hello => Ok(Response::Hello(self.file.store())),
             Request::ReadIndex => Ok(Response::ReadIndex(self.own_read_index().await)),
             Request::Append(append) => {
@@ -77,64 +66,42 @@ impl Core {
         }
     }
 
-    /// Whether to listen to a host: only managers agree. One that was away may not know the latest
-    /// of them yet; then those that it knows tell, until the sender tries again.
-    fn known(self: &Arc<Self>, host: HostId) -> bool {
-        let Some(version) = self
-            .applied
-            .read()
-            .machine
-            .as_ref()
-            .map(|m| m.facts().version())
-        else {
-            // A new manager has nothing to go by but who its caller lets in.
-            return true;
+    /// Whether to listen to a host. Those that are no managers are refused while a leader is heard
+    /// of, for the facts here are fresh then. Without one they may be old, and who leads now may be
+    /// a manager that they don't know: then who this crate's caller lets in must do.
+    fn known(&self, host: HostId) -> bool {
+        let manages = |machine: &StateMachine| {
+            let host = machine.facts().host(host);
+            host.is_some_and(|host| host.manager)
         };
-        let member = |metrics: &Metrics| {
-            let config = metrics.membership_config.membership();
-            config.get_node(&host.0).is_some()
-        };
-        if self.manages(host, version) || member(&self.raft.metrics().borrow()) {
-            return true;
-        }
-        let mut vouched = self.vouched.lock();
-        vouched.retain(|_, (asked, _)| asked.elapsed() < VOUCHED);
-        match vouched.get(&host) {
-            Some((asked, yes)) if *yes || asked.elapsed() < self.timings.quorum_window() => *yes,
-            _ => {
-                vouched.insert(host, (Instant::now(), false));
-                tokio::spawn(self.clone().ask_about(host, version));
-                false
-            }
-        }
+        self.leader_lately().is_none_or(|leader| leader == host)
+            || self.applied.read().machine.as_ref().is_none_or(manages)
+            || self.is_member(host)
     }
 
-    fn manages(&self, host: HostId, version: Version) -> bool {
-        let applied = self.applied.read();
-        let facts = applied.machine.as_ref().map(|machine| machine.facts());
-        let manages = |facts: &Facts| facts.host(host).is_some_and(|host| host.manager);
-        facts.is_some_and(|facts| facts.version() >= version && manages(facts))
+    fn leader_lately(&self) -> Option<HostId> {
+        if self.leads() {
+            return Some(self.me);
+        }
+        let (when, leader) = (*self.led.lock())?;
+        (when.elapsed() < self.timings.fresh()).then_some(leader)
     }
 
-    async fn ask_about(self: Arc<Self>, host: HostId, version: Version) {
-        let mut answers = JoinSet::new();
-        for manager in self.managers() {
-            let (core, store) = (self.clone(), self.store_of(HostId(manager)));
-            let question = Request::Manages { host, version };
-            answers.spawn(async move { core.call.call(manager, store, question).await });
-        }
-        while let Some(answer) = answers.join_next().await {
-            if let Ok(Ok(Response::Manages(true))) = answer {
-                self.vouched.lock().insert(host, (Instant::now(), true));
-                return;
-            }
-        }
+    /// One that is no manager any more is a member until it knows.
+    fn is_member(&self, host: HostId) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        membership.get_node(&host.0).is_some()
     }
 
     /// A message of the leader counts only while no later one is known.
     fn hear(&self, envelope: &Envelope, vote: Vote) {
         if self.metrics().vote <= vote {
             *self.heard.lock() = Some((Instant::now(), envelope.leads));
+            if envelope.leads {
+                *self.led.lock() = Some((Instant::now(), envelope.from));
+            }
         }
     }
 

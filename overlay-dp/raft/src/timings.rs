@@ -42,6 +42,12 @@ impl Timings {
         self.election.1 * 2
     }
 
+    /// So long after a leader was heard of the facts still tell who is no manager: longer than an
+    /// election takes.
+    pub(crate) fn fresh(&self) -> Duration {
+        self.quorum_window() * 5
+    }
+
     /// For one message; openraft waits less for an answer to most.
     pub(crate) fn call(&self) -> Duration {
         self.propose.max(self.election.1)
@@ -57,6 +63,8 @@ impl Timings {
             install_snapshot_timeout: millis(self.call()),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every),
             max_in_snapshot_log_to_keep: self.keep,
+            // Until it is known that this manager has a vote.
+            enable_elect: false,
             ..Config::default()
         };
         let config = config.validate();

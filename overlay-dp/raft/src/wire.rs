@@ -4,7 +4,6 @@
 
 use openraft::EntryPayload;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
-use overlay_core::facts::Version;
 use overlay_core::model::HostId;
 use serde::{Deserialize, Serialize};
 
@@ -55,11 +54,6 @@ pub(crate) enum Request {
     },
     /// To the leader: up to where must I have applied to read what is committed now?
     ReadIndex,
-    /// Is that host a manager, by facts that are not older than mine?
-    Manages {
-        host: HostId,
-        version: Version,
-    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -74,7 +68,6 @@ pub(crate) enum Response {
     },
     /// None when it leads no majority.
     ReadIndex(Option<u64>),
-    Manages(bool),
     Refused(Fault),
 }
 
@@ -189,7 +182,7 @@ fn check(from: HostId, request: &Request, tail: &[u8], term: u64) -> Result<(), 
                     .is_some_and(|id| index_ok(id) && id.leader_id <= vote.leader_id)
                 && members_ok(meta.last_membership.membership())
         }
-        Request::Hello | Request::ReadIndex | Request::Manages { .. } => tail.is_empty(),
+        Request::Hello | Request::ReadIndex => tail.is_empty(),
     };
     if well_formed {
         Ok(())

@@ -107,23 +107,35 @@ async fn nobody_speaks_for_another() {
 
 #[tokio::test]
 async fn a_host_that_is_no_manager_is_not_listened_to() {
-    let (mut cluster, _) = tapped().await;
-    // A file of its own, in which it is the only voter, with a term far ahead.
-    let machine = common::first_facts();
-    let tap = Arc::new(Tap {
-        wire: cluster.wire(66),
-        seen: Mutex::default(),
-    });
-    let dir = cluster.path(66);
-    let evil = Raft::bootstrap(&dir, HostId(66), machine, tap, SHORT)
-        .await
-        .unwrap();
-    cluster.put(66, evil);
-    cluster.get(66).propose(network("evil")).await.unwrap();
-    tokio::time::sleep(SHORT.election.1 * 5).await;
-    cluster.kill(66);
-    goes_on(&cluster).await;
-    for id in 1..=3 {
-        assert!(!cluster.networks(id).contains("evil"));
+    for size in [1, 3] {
+        let cluster = Cluster::of(size).await;
+        let all: Vec<u64> = (1..=size).collect();
+        cluster.await_equal(&all).await;
+        // Longer than what was heard before counts.
+        tokio::time::sleep(SHORT.election.1 * 12).await;
+        // A file of its own, in which it is the only voter. Its term is that of a cluster without a
+        // lost leader, and its id the higher one: whoever listens takes its log for the own one.
+        let tap = Arc::new(Tap {
+            wire: cluster.wire(66),
+            seen: Mutex::default(),
+        });
+        let dir = cluster.path(66);
+        let evil = Raft::bootstrap(&dir, HostId(66), common::first_facts(), tap.clone(), SHORT)
+            .await
+            .unwrap();
+        evil.propose(network("evil")).await.unwrap();
+        tokio::time::sleep(SHORT.election.1 * 5).await;
+        assert!(tap.seen.lock().unwrap().len() > 2, "it said nothing");
+        cluster.propose(network("goes-on")).await;
+        cluster.await_equal(&all).await;
+        for id in all {
+            let status = cluster.get(id).status();
+            assert_eq!(status.stopped, None, "{id}");
+            assert!(
+                status.leader.is_some_and(|leader| leader != HostId(66)),
+                "{id}"
+            );
+            assert!(!cluster.networks(id).contains("evil"), "{id}");
+        }
     }
 }

@@ -19,7 +19,7 @@ const OFTEN: Timings = Timings {
 async fn a_manager_that_was_away_for_long_gets_a_snapshot() {
     let mut cluster = Cluster::grown(3, OFTEN).await;
     cluster.kill(3);
-    for n in 0..150 {
+    for n in 0..80 {
         cluster.propose(network(format!("n{n}"))).await;
     }
     cluster.open(3).await;
@@ -49,7 +49,7 @@ async fn a_large_snapshot_travels_in_pieces() {
             })
             .await;
     }
-    for n in 0..100 {
+    for n in 0..60 {
         cluster.propose(network(format!("n{n}"))).await;
     }
     cluster.open(2).await;
@@ -79,7 +79,7 @@ async fn a_large_snapshot_travels_in_pieces() {
 async fn the_file_does_not_grow_without_end() {
     let mut cluster = Cluster::grown(1, OFTEN).await;
     let size = |cluster: &Cluster| std::fs::metadata(file(&cluster.path(1))).unwrap().len();
-    for n in 0..200 {
+    for n in 0..60 {
         cluster.propose(network(format!("a{n}"))).await;
         cluster
             .propose(Command::NetworkRemove {
@@ -88,7 +88,7 @@ async fn the_file_does_not_grow_without_end() {
             .await;
     }
     let middle = size(&cluster);
-    for n in 0..200 {
+    for n in 0..60 {
         cluster.propose(network(format!("b{n}"))).await;
         cluster
             .propose(Command::NetworkRemove {

@@ -87,9 +87,6 @@ impl Transport for Wire {
             .largest
             .fetch_max(request.len() as u64, Ordering::Relaxed);
         self.net.pass(self.me, to).await?;
-        if !self.net.managers.lock().unwrap().contains_key(&self.me) {
-            eprintln!("a dead manager speaks: {}", self.me);
-        }
         let target = self.net.managers.lock().unwrap().get(&to).cloned();
         let target = target.ok_or_else(|| Unreachable("nobody there".to_owned()))?;
         let answer = target.handle(self.me, &request).await;
