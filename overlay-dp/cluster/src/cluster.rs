@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use overlay_core::facts::{Facts, NetworkSpec, Range, Refusal, Reply, Version, Want};
 use overlay_core::model::{Endpoint, Host, HostId, MacAddr, Network, Vni};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::api::{ControlStatus, Counters, Member, MemberState};
 use crate::control::{self, ask};
@@ -20,7 +20,7 @@ use crate::token::Token;
 use crate::transport;
 use crate::wire::Request;
 
-/// A temporary look at a network waits so long for the other hosts.
+/// A look at what other hosts know waits so long for them.
 const LOOK: Duration = Duration::from_secs(1);
 /// A host that changes its role has so long for it.
 const ROLE_CHANGE: Duration = Duration::from_secs(20);
@@ -67,6 +67,15 @@ impl Cluster {
         }
     }
 
+    /// As [`Cluster::control`]; a host that is no manager asks one who leads.
+    pub async fn control_now(&self) -> ControlStatus {
+        if self.node.raft().is_none() {
+            let asked = timeout(LOOK, control::leader(&self.node)).await;
+            self.node.set_leader(asked.ok().and_then(Result::ok));
+        }
+        self.control()
+    }
+
     /// How those who agree on the facts are.
     pub fn control(&self) -> ControlStatus {
         let (version, managers) = self.facts(|facts| {
@@ -109,9 +118,17 @@ impl Cluster {
     pub async fn network(&self, name: &str) -> Result<Option<Network>, Error> {
         let find = || self.facts(|facts| facts.network_named(name).cloned());
         if find().is_none() {
-            ask(&self.node, Request::Facts).await?;
+            self.refresh().await?;
         }
         Ok(find())
+    }
+
+    /// Asks a manager for what is agreed on: [`Cluster::facts`] has it when this returns.
+    ///
+    /// # Errors
+    /// When no manager answers, or they can't agree.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        ask(&self.node, Request::Facts).await.map(|_| ())
     }
 
     /// Makes a network, which [`Cluster::facts`] has when this returns. `avoid` are this host's
@@ -241,6 +258,12 @@ impl Cluster {
         self.node.book(|book| book.endpoints(vni))
     }
 
+    /// The hosts that may have endpoints in a network of [`Cluster::set_interest`], and have not
+    /// told yet.
+    pub fn unheard(&self, vni: Vni) -> Vec<HostId> {
+        self.node.book(|book| book.unheard(vni))
+    }
+
     /// The endpoints of any network on all hosts, this one among them: those of hosts that can be
     /// reached, within a second.
     pub async fn look_up(&self, vni: Vni) -> Vec<(HostId, Endpoint)> {
@@ -329,7 +352,7 @@ impl Cluster {
     /// Waits for what was agreed on before, if anything can be agreed on now.
     async fn catch_up(&self) {
         if let Some(raft) = self.node.raft()
-            && let Ok(Err(error)) = tokio::time::timeout(CATCH_UP, raft.ensure_linear()).await
+            && let Ok(Err(error)) = timeout(CATCH_UP, raft.ensure_linear()).await
         {
             tracing::debug!(%error, "what is known here may be old");
         }

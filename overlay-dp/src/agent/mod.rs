@@ -52,7 +52,7 @@ use next_hops::NextHops;
 use probe::Prober;
 use slow::SlowThread;
 use state::{State, StateFile};
-pub use verify::Finding;
+pub use verify::{Finding, Verify};
 
 /// How often next hops are confirmed and stale map entries are looked for.
 const TICK: Duration = Duration::from_secs(15);
@@ -76,7 +76,7 @@ pub enum Request {
     /// Remove a static entry.
     StaticRemove(Vni, overlay_core::model::MacAddr, Reply<FdbRow>),
     /// Look for differences, and repair them.
-    Verify(bool, Reply<Vec<Finding>>),
+    Verify(Verify, Reply<Vec<Finding>>),
     /// Leave the cluster, undo everything and stop.
     Detach(bool, Reply<Detached>),
 }
@@ -317,7 +317,7 @@ impl Agent {
                 self.flush();
                 drop(reply.send(done));
             }
-            Request::Verify(repair, reply) => drop(reply.send(self.verify(repair).await)),
+            Request::Verify(ask, reply) => drop(reply.send(self.verify(ask).await)),
             Request::Detach(..) => unreachable!("the loop takes it"),
         }
     }

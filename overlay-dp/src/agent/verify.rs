@@ -31,6 +31,14 @@ pub struct Finding {
     pub repaired: bool,
 }
 
+/// What is asked for.
+pub struct Verify {
+    /// Put right what can be.
+    pub repair: bool,
+    /// Why no manager said what is agreed on: this host's copy is all that is known then.
+    pub unasked: Option<String>,
+}
+
 /// Differences, while they are looked for.
 #[derive(Default)]
 struct Report {
@@ -52,14 +60,17 @@ impl Report {
 
 impl Agent {
     /// Looks at everything, and with `repair` puts right what this host alone can.
-    pub(super) async fn verify(&mut self, repair: bool) -> Result<Vec<Finding>> {
+    pub(super) async fn verify(&mut self, ask: Verify) -> Result<Vec<Finding>> {
         let mut report = self.look().await?;
-        if repair && !report.found.is_empty() {
+        if ask.repair && !report.found.is_empty() {
             self.repair(&report).await?;
             let still = self.look().await?.found;
             for finding in &mut report.found {
                 finding.repaired = !still.contains(finding);
             }
+        }
+        if let Some(problem) = ask.unasked {
+            report.add("facts", "managers", problem);
         }
         Ok(report.found)
     }
@@ -77,13 +88,6 @@ impl Agent {
 
     /// What was agreed against what this host has.
     fn look_at_facts(&self, report: &mut Report) {
-        if !self.cluster.control().quorum {
-            report.add(
-                "facts",
-                "managers",
-                "too few can be reached to agree: this host's copy may be old",
-            );
-        }
         let me = self.cluster.me().id;
         for port in &self.state.ports {
             let checked = self.cluster.facts(|facts| facts.check(me, &port.endpoint));
@@ -118,7 +122,16 @@ impl Agent {
             }
         }
         let mut told: BTreeMap<(Vni, String), Endpoint> = BTreeMap::new();
+        let silent = self.silent_vteps();
         for network in self.cluster.networks() {
+            for host in self.cluster.unheard(network.vni) {
+                let vtep = self.members.get(&host).map(|member| ip16(member.vtep));
+                if !vtep.is_some_and(|vtep| silent.contains(&vtep)) {
+                    let problem =
+                        format!("{} has not told what it has there", self.host_name(host));
+                    report.add("gossip", &network.name, problem);
+                }
+            }
             let mut macs: BTreeMap<MacAddr, (HostId, String)> = BTreeMap::new();
             let mut ips: BTreeMap<IpAddr, (HostId, String)> = BTreeMap::new();
             for (host, endpoint) in self.cluster.endpoints(network.vni) {

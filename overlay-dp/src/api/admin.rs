@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::server::{Answer, Body, Ctx};
 use super::{ContainerInfo, TokenInfo};
-use crate::agent::{Finding, Request, join_address, join_command};
+use crate::agent::{Finding, Request, Verify, join_address, join_command};
 
 /// A host of the cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -139,7 +139,7 @@ pub(super) fn router() -> Router<Ctx> {
         .route("/v1/verify", post(verify))
 }
 
-fn host_info(ctx: &Ctx, member: &Member) -> HostInfo {
+fn host_info(leader: Option<HostId>, member: &Member) -> HostInfo {
     let state = match member.state {
         MemberState::Alive => "alive",
         MemberState::Suspect => "suspect",
@@ -149,7 +149,7 @@ fn host_info(ctx: &Ctx, member: &Member) -> HostInfo {
         id: member.host.id,
         name: member.host.name.clone(),
         manager: member.host.manager,
-        leader: ctx.cluster.control().leader == Some(member.host.id),
+        leader: leader == Some(member.host.id),
         state: state.to_owned(),
         vtep: member.host.vtep,
         rtt_us: member.rtt.map(micros),
@@ -179,8 +179,9 @@ fn find(ctx: &Ctx, text: &str) -> Result<Member> {
 }
 
 async fn hosts(State(ctx): State<Ctx>) -> Answer<Vec<HostInfo>> {
+    let leader = ctx.cluster.control_now().await.leader;
     let members = ctx.cluster.members();
-    let mut list: Vec<HostInfo> = members.iter().map(|m| host_info(&ctx, m)).collect();
+    let mut list: Vec<HostInfo> = members.iter().map(|m| host_info(leader, m)).collect();
     list.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
     Ok(Json(list))
 }
@@ -200,7 +201,7 @@ async fn host(State(ctx): State<Ctx>, Path(text): Path<String>) -> Answer<HostDe
         containers.extend(all.into_iter().filter(|c| c.host == id));
     }
     Ok(Json(HostDetail {
-        host: host_info(&ctx, &member),
+        host: host_info(ctx.cluster.control_now().await.leader, &member),
         data_port: member.host.data_port,
         control_port: member.host.control_port,
         gossip_port: member.host.gossip_port,
@@ -244,7 +245,7 @@ async fn host_remove(
         )
         .into());
     }
-    let info = host_info(&ctx, &member);
+    let info = host_info(ctx.cluster.control().leader, &member);
     ctx.cluster.host_remove(member.host.id).await?;
     Ok(Json(info))
 }
@@ -264,7 +265,8 @@ async fn role(
         return Err(anyhow!("{name} is down: it can be made a manager when it is up").into());
     }
     ctx.cluster.set_role(id, ask.manager).await?;
-    Ok(Json(host_info(&ctx, &find(&ctx, &id.to_string())?)))
+    let leader = ctx.cluster.control().leader;
+    Ok(Json(host_info(leader, &find(&ctx, &id.to_string())?)))
 }
 
 async fn token(State(ctx): State<Ctx>, Body(ask): Body<TokenAsk>) -> Answer<TokenInfo> {
@@ -290,10 +292,10 @@ async fn token(State(ctx): State<Ctx>, Body(ask): Body<TokenAsk>) -> Answer<Toke
 }
 
 async fn cluster(State(ctx): State<Ctx>) -> Answer<ClusterInfo> {
-    let control = ctx.cluster.control();
+    let control = ctx.cluster.control_now().await;
     let members = ctx.cluster.members();
     let managers = members.iter().filter(|m| m.host.manager);
-    let managers: Vec<HostInfo> = managers.map(|m| host_info(&ctx, m)).collect();
+    let managers: Vec<HostInfo> = managers.map(|m| host_info(control.leader, m)).collect();
     Ok(Json(ClusterInfo {
         leader: control.leader,
         quorum: control.quorum,
@@ -310,7 +312,11 @@ async fn backup(State(ctx): State<Ctx>) -> Result<Vec<u8>, super::server::Failur
 }
 
 async fn verify(State(ctx): State<Ctx>, Body(ask): Body<VerifyAsk>) -> Answer<Vec<Finding>> {
-    Ok(Json(
-        ctx.ask(|reply| Request::Verify(ask.repair, reply)).await?,
-    ))
+    // What is verified against is what is agreed on now. The agent's loop must not wait for it.
+    let asked = ctx.cluster.refresh().await;
+    let verify = Verify {
+        repair: ask.repair,
+        unasked: asked.err().map(|error| error.to_string()),
+    };
+    Ok(Json(ctx.ask(|reply| Request::Verify(verify, reply)).await?))
 }
