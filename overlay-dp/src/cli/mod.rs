@@ -87,7 +87,8 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
 /// `RUST_LOG` rules; without it, what people want to know, and what the programs say if asked to.
 fn log_to_stderr(programs: bool) {
     let mut usual =
-        "info,foca=warn,openraft=error,quinn=warn,quinn_udp=error,aya=warn,netlink_proto=warn".to_owned();
+        "info,foca=warn,openraft=error,quinn=warn,quinn_udp=error,aya=warn,netlink_proto=warn"
+            .to_owned();
     if programs {
         usual += ",overlay_ebpf=debug";
     }
