@@ -7,7 +7,7 @@ mod join;
 mod server;
 
 pub use admit::certify_self;
-pub use client::{ask, exchange, voters};
+pub use client::{ask, exchange, leader, voters};
 pub use join::join;
 pub use server::{accepted, answer};
 

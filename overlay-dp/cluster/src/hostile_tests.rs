@@ -294,6 +294,7 @@ async fn strangers_get_nothing() {
         Request::Facts,
         Request::Leave,
         Request::Voters,
+        Request::Leader,
         Request::NetworkRemove { name },
         Request::Raft(Vec::new()),
     ] {

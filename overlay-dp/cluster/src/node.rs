@@ -316,8 +316,8 @@ impl Node {
         *self.leader.lock()
     }
 
-    pub fn set_leader(&self, host: HostId) {
-        *self.leader.lock() = Some(host);
+    pub fn set_leader(&self, host: Option<HostId>) {
+        *self.leader.lock() = host;
     }
 
     /// This host leaves by itself: that it is no member then is no news.

@@ -94,6 +94,8 @@ pub enum Request {
     Facts,
     /// Who takes part in agreeing.
     Voters,
+    /// Who leads.
+    Leader,
     Leave,
     /// Between managers.
     Raft(Vec<u8>),
@@ -116,6 +118,7 @@ pub enum Answer {
         news: FactsNews,
     },
     Voters(Vec<HostId>),
+    Leader(HostId),
     Raft(Vec<u8>),
     /// Ask that one, if it is known.
     NotLeader(Option<Leader>),

@@ -44,6 +44,14 @@ pub async fn voters(node: &Arc<Node>) -> Result<Vec<HostId>, Error> {
     }
 }
 
+/// Who leads the managers.
+pub async fn leader(node: &Arc<Node>) -> Result<HostId, Error> {
+    match exchange(node, Request::Leader).await? {
+        Answer::Leader(leader) => Ok(leader),
+        _ => Err(nonsense()),
+    }
+}
+
 fn nonsense() -> Error {
     Error::Denied("the manager's answer makes no sense: it runs another version".into())
 }
@@ -95,7 +103,7 @@ pub async fn exchange(node: &Arc<Node>, request: Request) -> Result<Answer, Erro
                 Ok(Answer::Denied(text)) => return Err(Error::Denied(text)),
                 Ok(answer) => {
                     if needs_leader(&ask.request) {
-                        node.set_leader(id);
+                        node.set_leader(Some(id));
                     }
                     if let Answer::Done { news, .. } = &answer {
                         gossip::take_news(node, news.clone());
@@ -134,7 +142,11 @@ fn met(request: &Request, refusal: &Refusal) -> Option<Answer> {
 fn needs_leader(request: &Request) -> bool {
     let anybody = matches!(
         request,
-        Request::Facts | Request::Voters | Request::Renew { .. } | Request::Join { .. }
+        Request::Facts
+            | Request::Voters
+            | Request::Leader
+            | Request::Renew { .. }
+            | Request::Join { .. }
     );
     !anybody
 }

@@ -233,6 +233,10 @@ async fn member(
             raft.ensure_linear().await?;
             return Ok(Answer::Voters(raft.status().voters.into_iter().collect()));
         }
+        Request::Leader => {
+            let leader = raft.leader().ok_or(ProposeError::NotLeader(None))?;
+            return Ok(Answer::Leader(leader));
+        }
         Request::Renew { csr } => {
             raft.ensure_linear().await?;
             return renew(raft, from, &csr);
