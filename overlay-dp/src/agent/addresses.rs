@@ -156,98 +156,78 @@ impl Addresses {
 
     async fn find(&self, wish: &Wish) -> Result<Held> {
         let vni = wish.network.vni;
-        let asked = self
-            .ask(vni, |holdings, facts, me| {
-                holdings.take(facts, me, vni, wish.ip)
-            })
-            .await;
-        let offset = match asked {
-            Ok(offset) => offset,
-            Err(error) => {
-                let spare = (wish.ip.is_none() && is_no_manager(&error))
-                    .then(|| self.spare(vni))
-                    .flatten();
-                let Some(spare) = spare else {
-                    let holdings = &mut self.state.lock().holdings;
-                    self.cluster
-                        .facts(|facts| holdings.gave_up(facts, vni, wish.ip));
-                    return Err(error);
-                };
-                spare
-            }
+        let take =
+            |holdings: &mut Holdings, facts: &Facts, me| holdings.take(facts, me, vni, wish.ip);
+        // What is kept in hand is for when nothing is granted.
+        let spare = |holdings: &mut Holdings, facts: &Facts, me| match wish.ip {
+            Some(_) => None,
+            None => holdings.take_spare(facts, me, vni),
         };
-        let own = wish.mac.filter(|mac| wish.network.mac_at(offset) != *mac);
-        if let Some(mac) = own
-            && let Err(error) = self
-                .ask(vni, |holdings, facts, me| {
-                    holdings.take_mac(facts, me, vni, mac)
-                })
-                .await
-        {
+        let offset = self.ask(vni, take, spare).await.inspect_err(|_| {
             let holdings = &mut self.state.lock().holdings;
-            holdings.gave_up_mac(vni, mac);
-            holdings.free(vni, offset);
-            return Err(error);
+            self.cluster
+                .facts(|facts| holdings.gave_up(facts, vni, wish.ip));
+        })?;
+        let own = |mac: &MacAddr| wish.network.mac_at(offset) != *mac;
+        let mac = wish.mac.filter(own);
+        if let Some(mac) = mac {
+            let take =
+                |holdings: &mut Holdings, facts: &Facts, me| holdings.take_mac(facts, me, vni, mac);
+            self.ask(vni, take, |_, _, _| None).await.inspect_err(|_| {
+                let holdings = &mut self.state.lock().holdings;
+                holdings.gave_up_mac(vni, mac);
+                holdings.free(vni, offset);
+            })?;
         }
-        Ok(Held { offset, mac: own })
+        Ok(Held { offset, mac })
     }
 
-    /// Takes something, asking the managers for it as often as is needed.
+    /// Takes something, asking the managers for it as often as is needed; `else_take` is tried
+    /// when they grant nothing.
     async fn ask<T>(
         &self,
         vni: Vni,
         mut take: impl FnMut(&mut Holdings, &Facts, HostId) -> Result<T, Need>,
+        mut else_take: impl FnMut(&mut Holdings, &Facts, HostId) -> Option<T>,
     ) -> Result<T> {
         let deadline = Instant::now() + RECLAIM;
         let mut waited = false;
-        loop {
+        let taken = loop {
             let changed = self.cluster.facts_changed();
-            let taken = {
-                let mut state = self.state.lock();
-                let holdings = &mut state.holdings;
-                self.cluster.facts(|facts| take(holdings, facts, self.me))
-            };
-            let want = match taken {
-                Ok(taken) => {
-                    if waited {
-                        self.no_longer_wanted(vni).await;
-                    }
-                    return Ok(taken);
-                }
+            let want = match self.with(&mut take) {
+                Ok(taken) => break Ok(taken),
                 Err(Need::Ask(want)) => want,
-                Err(other) => bail!(other),
+                Err(other) => break Err(other.into()),
             };
             let error = match self.cluster.grant(vni, want).await {
                 Ok(_) => continue,
                 Err(error) => error,
             };
-            match error {
-                // Other hosts see that something is wanted, and give back what they don't use.
-                Error::Refused(Refusal::Exhausted { .. } | Refusal::Taken { .. }) => {
-                    waited = true;
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() || timeout(left, changed).await.is_err() {
-                        self.no_longer_wanted(vni).await;
-                        bail!(error);
-                    }
-                }
-                error => bail!(error),
+            let may_come = matches!(
+                error,
+                Error::Refused(Refusal::Exhausted { .. } | Refusal::Taken { .. })
+            );
+            if (may_come || matches!(error, Error::NoManager { .. }))
+                && let Some(taken) = self.with(&mut else_take)
+            {
+                break Ok(taken);
             }
-        }
-    }
-
-    /// One of those that are kept in hand for when no manager answers.
-    fn spare(&self, vni: Vni) -> Option<u32> {
-        let mut state = self.state.lock();
-        let holdings = &mut state.holdings;
-        self.cluster
-            .facts(|facts| holdings.take_spare(facts, self.me, vni))
-    }
-
-    async fn no_longer_wanted(&self, vni: Vni) {
-        if let Err(error) = self.cluster.unwant(vni).await {
+            // Other hosts see that something is wanted, and give back what they don't use.
+            waited |= may_come;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !may_come || left.is_zero() || timeout(left, changed).await.is_err() {
+                break Err(error.into());
+            }
+        };
+        if waited && let Err(error) = self.cluster.unwant(vni).await {
             tracing::debug!(%error, "what was wanted stays wanted");
         }
+        taken
+    }
+
+    fn with<R>(&self, act: &mut impl FnMut(&mut Holdings, &Facts, HostId) -> R) -> R {
+        let holdings = &mut self.state.lock().holdings;
+        self.cluster.facts(|facts| act(holdings, facts, self.me))
     }
 
     /// The container is gone: its address can be used again.
@@ -322,6 +302,10 @@ impl Addresses {
     }
 
     async fn work_off(&self) -> Result<()> {
+        // What is being given back can't be used: not while nobody takes it.
+        if !self.cluster.control().quorum {
+            bail!("the managers can't agree on anything now");
+        }
         let returns = {
             let mut state = self.state.lock();
             let holdings = &mut state.holdings;
@@ -362,8 +346,4 @@ impl Addresses {
         }
         Ok(())
     }
-}
-
-fn is_no_manager(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(Error::NoManager { .. }))
 }
