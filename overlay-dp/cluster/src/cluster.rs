@@ -57,6 +57,15 @@ impl Cluster {
         self.node.facts(look)
     }
 
+    /// Returns when the facts that this host knows now are on disk. Otherwise that is so after a
+    /// second: a start after a crash may be with older ones.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub async fn keep_facts(&self) -> Result<(), Error> {
+        self.node.keep_facts().await
+    }
+
     /// Is ready when the facts change after this call.
     pub fn facts_changed(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut changed = self.node.changed.subscribe();

@@ -217,8 +217,11 @@ impl Node {
         self.facts(|facts| facts.host(host).is_some_and(|host| host.manager))
     }
 
-    /// Writes the facts down, as they are known here.
+    /// Writes the facts down, as they are known here, unless they are on disk.
     pub async fn keep_facts(&self) -> Result<(), Error> {
+        if self.store.facts_version().await == Some(self.version()) {
+            return Ok(());
+        }
         let facts = self.facts(Facts::clone);
         let kept = self.store.update(move |stored| {
             if stored.facts.version() < facts.version() {

@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use overlay_core::facts::Facts;
+use overlay_core::facts::{Facts, Version};
 use overlay_core::model::HostId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
@@ -163,6 +163,12 @@ impl Store {
             dir: dir.to_owned(),
             state: Mutex::new(Some(stored)),
         }))
+    }
+
+    /// Of the facts on disk; `None` after [`Store::delete`].
+    pub async fn facts_version(&self) -> Option<Version> {
+        let state = self.state.lock().await;
+        state.as_ref().map(|stored| stored.facts.version())
     }
 
     /// Changes the state and returns when the change is on disk. Changes are made one after the

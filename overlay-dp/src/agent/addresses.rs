@@ -139,14 +139,20 @@ impl Addresses {
             Entry::Vacant(entry) => entry.insert(None),
         };
         let found = self.find(&wish).await;
-        let mut state = self.state.lock();
-        match &found {
-            Ok(held) => state.names.insert(key, Some(*held)),
-            Err(_) => state.names.remove(&key),
-        };
-        drop(state);
+        {
+            let names = &mut self.state.lock().names;
+            match &found {
+                Ok(held) => names.insert(key, Some(*held)),
+                Err(_) => names.remove(&key),
+            };
+        }
         self.tidy();
         let held = found?;
+        // After a crash the network must be known, else the address would be given back.
+        if let Err(error) = self.cluster.keep_facts().await {
+            self.give_back(wish.network.vni, &wish.name);
+            return Err(error.into());
+        }
         let network = &wish.network;
         Ok(Given {
             ips: network.address_at(held.offset),
@@ -307,14 +313,15 @@ impl Addresses {
             bail!("the managers can't agree on anything now");
         }
         let returns = {
-            let mut state = self.state.lock();
-            let holdings = &mut state.holdings;
-            let returns = self.cluster.facts(|facts| holdings.returns(facts, self.me));
-            if !returns.is_empty() {
-                self.file.save(holdings)?;
-            }
-            returns
+            let holdings = &mut self.state.lock().holdings;
+            self.cluster.facts(|facts| holdings.returns(facts, self.me))
         };
+        if !returns.is_empty() {
+            // What these facts show gone is forgotten: a restart must not be with older ones, by
+            // which it could be used again.
+            self.cluster.keep_facts().await?;
+            self.file.save(&self.state.lock().holdings)?;
+        }
         for back in returns {
             let GiveBack {
                 vni,

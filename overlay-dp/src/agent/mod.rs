@@ -248,6 +248,9 @@ struct Agent {
     fatal: Option<String>,
     /// This host is a member no more.
     expelled: bool,
+    /// Endpoints here that could not be told of yet, as the managers' news lack their network or
+    /// address.
+    untold: Vec<Endpoint>,
     /// Whether entries of an earlier agent may be left in the BPF maps.
     sweep_due: bool,
     /// Whether this start made the cluster.

@@ -235,7 +235,8 @@ impl Agent {
                 tracing::error!(container = %port.endpoint.name, "can't go on with a container: {error:#}");
             }
             if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
-                tracing::error!(container = %port.endpoint.name, %error, "the other hosts don't learn of it");
+                tracing::error!(container = %port.endpoint.name, %error, "the other hosts don't learn of it yet");
+                self.untold.push(port.endpoint);
             }
         }
         self.follow_networks();
@@ -249,6 +250,15 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Tells of what could not be told of before the managers' news came.
+    pub(super) fn tell_again(&mut self) {
+        let ports = &self.state.ports;
+        self.untold.retain(|endpoint| {
+            let is_here = ports.iter().any(|port| port.endpoint == *endpoint);
+            is_here && self.cluster.publish(endpoint.clone()).is_err()
+        });
     }
 
     /// The last agent may have run another `--datapath`, which wants other offloads.

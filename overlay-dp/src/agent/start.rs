@@ -83,6 +83,7 @@ impl Agent {
                 punt: [prepared.punt.near_ifindex, prepared.punt.far_ifindex],
                 fatal: None,
                 expelled: false,
+                untold: Vec::new(),
                 sweep_due: true,
                 is_new,
                 next_hops: NextHops::default(),

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_HOST_OFFSETS, MAX_HOSTS, MAX_NETWORK_OFFSETS, MAX_NETWORKS, MAX_PIECES};
-use crate::model::{HostId, MacAddr, ModelError, Vni};
+use crate::model::{HostId, MacAddr, ModelError, Network, Vni};
 
 /// Why a command was refused. Nothing but what hosts want has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -180,12 +180,16 @@ pub enum Refusal {
     #[error("address {0} is the network's gateway: choose another --ip")]
     GatewayWanted(IpAddr),
     /// Outside of the subnets, or one that nobody may have.
-    #[error("address {ip} is no host address of network '{network}': choose another --ip")]
+    #[error(
+        "address {ip} is no host address of network '{network}' ({subnets}): choose another --ip"
+    )]
     Address {
         /// As asked for.
         ip: IpAddr,
         /// The network.
         network: String,
+        /// Where its addresses are.
+        subnets: String,
     },
     /// Not a host's MAC, the gateway's, or the one of an address.
     #[error(
@@ -204,4 +208,16 @@ pub enum Refusal {
         /// How many of them which hosts hold.
         holders: String,
     },
+}
+
+impl Refusal {
+    /// `ip` can't be had in `network`.
+    pub(crate) fn address(ip: IpAddr, network: &Network) -> Refusal {
+        let subnets = network.subnets().map(|subnet| subnet.subnet.to_string());
+        Refusal::Address {
+            ip,
+            network: network.name.clone(),
+            subnets: subnets.collect::<Vec<_>>().join(", "),
+        }
+    }
 }

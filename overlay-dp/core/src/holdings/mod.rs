@@ -64,8 +64,8 @@ impl GiveBack {
 /// The addresses in use on this host, and those that it is giving back.
 ///
 /// A return that was sent may take effect at any later time, so what is being returned is used no
-/// more until the facts show it gone, or granted anew. A restart must not forget it: save this
-/// before sending what [`Holdings::returns`] says. As `serde` state it is what is being returned
+/// more until the facts show it gone, or granted anew. A restart must not forget it: save this, and
+/// before it the facts, before sending what [`Holdings::returns`] says. As `serde` state it is what is being returned
 /// alone; endpoints that outlive a restart are told by [`Holdings::keep`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holdings {
@@ -134,10 +134,7 @@ impl Holdings {
         }
         let offset = network.offset_of(ip);
         let offset = offset.filter(|offset| facts.is_usable(vni, *offset));
-        let offset = offset.ok_or_else(|| Refusal::Address {
-            ip,
-            network: network.name.clone(),
-        })?;
+        let offset = offset.ok_or_else(|| Refusal::address(ip, network))?;
         if held.used.contains(offset) {
             return Err(Need::InUse(ip.to_string()));
         }

@@ -197,6 +197,8 @@ impl Cluster {
             return Vec::new();
         }
         let all = node.holdings.returns(&node.facts, id(number));
+        // The holdings have forgotten what these facts show gone: both are on disk.
+        node.old_facts = node.facts.clone();
         node.saved = postcard::to_stdvec(&node.holdings).unwrap();
         for back in &all {
             let answer = self.send(number, back.clone().command(id(number)), fate);

@@ -144,10 +144,7 @@ impl<'a> Asked<'a> {
         }
         let offset = network.offset_of(ip);
         let usable = offset.filter(|offset| self.pool.is_usable(*offset));
-        let offset = usable.ok_or_else(|| Refusal::Address {
-            ip,
-            network: network.name.clone(),
-        })?;
+        let offset = usable.ok_or_else(|| Refusal::address(ip, network))?;
         match self.pool.grant_at(offset).map(|grant| grant.host) {
             None => {
                 self.room()?;
