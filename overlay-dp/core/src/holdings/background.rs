@@ -19,6 +19,10 @@ impl Holdings {
     ///
     /// Only for when a manager can be asked: without one, what is unused is needed.
     pub fn returns(&mut self, facts: &Facts, me: HostId) -> Vec<GiveBack> {
+        if self.outdated(facts) {
+            return Vec::new();
+        }
+        self.looked = facts.version();
         for vni in facts.networks_of(me) {
             self.networks.entry(vni).or_default();
         }
@@ -68,6 +72,9 @@ impl Holdings {
     /// wanted it is not said again before there is more.
     pub fn wants(&self, facts: &Facts, me: HostId) -> Vec<(Vni, Want)> {
         let mut all = Vec::new();
+        if self.outdated(facts) {
+            return all;
+        }
         for (vni, held) in &self.networks {
             let Some(network) = facts.network(*vni) else {
                 continue;

@@ -64,12 +64,17 @@ impl GiveBack {
 /// The addresses in use on this host, and those that it is giving back.
 ///
 /// A return that was sent may take effect at any later time, so what is being returned is used no
-/// more until the facts show it gone, or granted anew. A restart must not forget it: save this, and
-/// before it the facts, before sending what [`Holdings::returns`] says. As `serde` state it is what is being returned
-/// alone; endpoints that outlive a restart are told by [`Holdings::keep`].
+/// more until the facts show it gone, or granted anew. A restart must not forget it: save this
+/// before sending what [`Holdings::returns`] says. As `serde` state it is what is being returned
+/// alone; endpoints that outlive a restart are told by [`Holdings::keep`]. Save the facts before
+/// it: after a restart with older ones nothing can be taken until a manager was asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holdings {
     networks: BTreeMap<Vni, Held>,
+    /// The facts that returns were last looked at by: what they showed gone is forgotten here, so
+    /// older ones, which a restart may begin with, would let it be used again.
+    #[serde(default)]
+    looked: Version,
 }
 
 /// What of one network is in use.
@@ -120,9 +125,10 @@ impl Holdings {
         ip: Option<IpAddr>,
     ) -> Result<u32, Need> {
         let network = facts.network(vni).ok_or(Refusal::NoVni(vni))?;
+        let outdated = self.outdated(facts);
         let held = self.networks.entry(vni).or_default();
         let Some(ip) = ip else {
-            if let Some(offset) = held.pick(facts, me, vni, false) {
+            if !outdated && let Some(offset) = held.pick(facts, me, vni, false) {
                 held.asked.remove(&None);
                 return Ok(offset);
             }
@@ -139,7 +145,7 @@ impl Holdings {
             return Err(Need::InUse(ip.to_string()));
         }
         let grant = facts.grant(vni, offset);
-        if grant.is_some_and(|grant| held.is_free(facts, me, grant, offset)) {
+        if !outdated && grant.is_some_and(|grant| held.is_free(facts, me, grant, offset)) {
             held.asked.remove(&Some(offset));
             held.used.insert(Range::one(offset));
             return Ok(offset);
@@ -151,6 +157,9 @@ impl Holdings {
     /// Takes any offset that is granted and unused, also a spare: for when no manager can be
     /// asked, or has nothing left to give.
     pub fn take_spare(&mut self, facts: &Facts, me: HostId, vni: Vni) -> Option<u32> {
+        if self.outdated(facts) {
+            return None;
+        }
         let held = self.networks.entry(vni).or_default();
         let found = held.pick(facts, me, vni, false);
         let offset = found.or_else(|| held.pick(facts, me, vni, true))?;
@@ -169,6 +178,7 @@ impl Holdings {
         vni: Vni,
         mac: MacAddr,
     ) -> Result<(), Need> {
+        let outdated = self.outdated(facts);
         let held = self.networks.entry(vni).or_default();
         if held.used_macs.contains(&mac) {
             return Err(Need::InUse(mac.to_string()));
@@ -178,7 +188,7 @@ impl Holdings {
             claim.since.epoch == facts.version().epoch
                 && !is_going(held.returning_macs.get(&mac), claim.since)
         });
-        if !current {
+        if outdated || !current {
             held.asked_macs.insert(mac);
             return Err(Need::Ask(Want::Mac(mac)));
         }
@@ -238,6 +248,11 @@ impl Holdings {
     pub fn used(&self, vni: Vni) -> impl Iterator<Item = Range> {
         let held = self.networks.get(&vni).into_iter();
         held.flat_map(|held| held.used.iter())
+    }
+
+    /// Whether these facts may show as granted what is known to be gone.
+    fn outdated(&self, facts: &Facts) -> bool {
+        facts.version() < self.looked
     }
 }
 

@@ -118,6 +118,38 @@ fn a_restart_remembers_what_is_on_its_way() {
 }
 
 #[test]
+fn a_restart_with_older_facts_does_not_use_what_is_gone() {
+    let mut rig = Rig::new(2);
+    let vni = rig.network("10.0.0.0/24");
+    let own = mac("06:00:00:00:00:01");
+    rig.ask(1, vni, Want::Addresses(1)).unwrap();
+    rig.ask(1, vni, Want::Spare(2)).unwrap();
+    rig.ask_mac(1, vni, "06:00:00:00:00:01").unwrap();
+    let on_disk = rig.facts().clone();
+    let mut held = Holdings::new();
+    let back = held.returns(rig.facts(), id(1));
+    rig.apply(back[0].clone().command(id(1))).unwrap();
+    // The facts show it gone: it is forgotten, and another host gets it.
+    assert_eq!(held.returns(rig.facts(), id(1)), []);
+    let bytes = postcard::to_stdvec(&held).unwrap();
+    rig.ask_ip(2, vni, "10.0.0.2").unwrap();
+    rig.ask_mac(2, vni, "06:00:00:00:00:01").unwrap();
+
+    let mut held: Holdings = postcard::from_bytes(&bytes).unwrap();
+    let any = held.take(&on_disk, id(1), vni, None);
+    assert!(matches!(any, Err(Need::Ask(_))), "{any:?}");
+    let same = held.take(&on_disk, id(1), vni, Some(ip("10.0.0.2")));
+    assert!(matches!(same, Err(Need::Ask(_))), "{same:?}");
+    assert_eq!(held.take_spare(&on_disk, id(1), vni), None);
+    assert!(held.take_mac(&on_disk, id(1), vni, own).is_err());
+    assert_eq!(held.returns(&on_disk, id(1)), []);
+    assert_eq!(held.wants(&on_disk, id(1)), []);
+    // What it asks for comes with newer facts.
+    rig.ask(1, vni, Want::Addresses(1)).unwrap();
+    assert_eq!(held.take(rig.facts(), id(1), vni, None), Ok(3));
+}
+
+#[test]
 fn a_return_that_was_never_sent_is_none() {
     let mut rig = Rig::new(1);
     let vni = rig.network("10.0.0.0/24");
