@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use overlay_cluster::{Cluster, Error};
 use overlay_core::facts::{Facts, Refusal};
 use overlay_core::holdings::{GiveBack, Holdings, Need};
@@ -82,13 +82,18 @@ struct Held {
 }
 
 impl Addresses {
-    /// Goes on with what an earlier agent was giving back; nothing is in use yet.
+    /// Nothing is in use yet. With `resume`, goes on with what an earlier agent was giving back;
+    /// otherwise that was another cluster's.
     ///
     /// # Errors
     /// When the file in `dir` can't be read.
-    pub fn load(cluster: Cluster, dir: &Path) -> Result<Arc<Addresses>> {
-        let file = JsonFile::new(dir, "addresses.json")?;
-        let holdings: Holdings = file.load()?;
+    pub fn load(cluster: Cluster, dir: &Path, resume: bool) -> Result<Arc<Addresses>> {
+        let file: JsonFile<Holdings> = JsonFile::new(dir, "addresses.json")?;
+        let holdings = if resume {
+            file.load()?
+        } else {
+            Holdings::new()
+        };
         Ok(Arc::new(Addresses {
             me: cluster.me().id,
             cluster,
@@ -205,8 +210,19 @@ impl Addresses {
                 Err(Need::Ask(want)) => want,
                 Err(other) => break Err(other.into()),
             };
+            // Who can't grant need not be asked: that takes seconds.
+            if !self.cluster.control().quorum
+                && let Some(taken) = self.with(&mut else_take)
+            {
+                break Ok(taken);
+            }
             let error = match self.cluster.grant(vni, want).await {
-                Ok(_) => continue,
+                Ok(_) if Instant::now() < deadline => continue,
+                Ok(_) => {
+                    break Err(anyhow!(
+                        "a manager granted it, but that is not known here yet: try again"
+                    ));
+                }
                 Err(error) => error,
             };
             let may_come = matches!(
@@ -255,9 +271,12 @@ impl Addresses {
         self.work.notify_one();
     }
 
-    /// Waits until nothing is to be given back any more, but not longer than `deadline`: the rest
-    /// is given back at the next start.
+    /// Waits until nothing is to be given back any more, but not longer than `deadline`, and not
+    /// while nobody takes it: the rest is given back at the next start.
     pub async fn settle(&self, deadline: Duration) {
+        if !self.cluster.control().quorum {
+            return;
+        }
         let all = async {
             loop {
                 let idle = self.idle.notified();
@@ -351,6 +370,26 @@ impl Addresses {
                 Err(error) => tracing::debug!(%vni, ?want, %error, "not granted"),
             }
         }
+        for vni in self.stale_wishes() {
+            self.cluster.unwant(vni).await?;
+        }
         Ok(())
+    }
+
+    /// The networks where the others still give back for this host, although nobody waits here: a
+    /// crash, or a lost answer, has left that.
+    fn stale_wishes(&self) -> Vec<Vni> {
+        let state = self.state.lock();
+        let waits = |vni| {
+            state
+                .names
+                .iter()
+                .any(|((v, _), held)| *v == vni && held.is_none())
+        };
+        self.cluster.facts(|facts| {
+            let networks = facts.networks().map(|network| network.vni);
+            let wished = |vni: &Vni| facts.wanted(*vni).iter().any(|wish| wish.host == self.me);
+            networks.filter(wished).filter(|vni| !waits(*vni)).collect()
+        })
     }
 }
