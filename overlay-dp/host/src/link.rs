@@ -33,6 +33,8 @@ pub struct LinkInfo {
     /// What an administrator, or an agent, wrote on it (`IFLA_IFALIAS`): our own carry their
     /// agent's mark there.
     pub alias: Option<String>,
+    /// Its group (`IFLA_GROUP`); 0 unless somebody chose one.
+    pub group: u32,
     /// A veth's peer, by index in its own namespace; a VLAN's lower interface.
     pub peer_index: Option<u32>,
     /// The id of the peer's namespace when that is another one.
@@ -80,6 +82,7 @@ impl LinkInfo {
             carrier: flags.contains(LinkFlags::LowerUp),
             kind: String::new(),
             alias: None,
+            group: 0,
             peer_index: None,
             link_netnsid: None,
             xdp: None,
@@ -89,6 +92,7 @@ impl LinkInfo {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+                LinkAttribute::Group(group) => link.group = *group,
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) if ethernet => link.mac = mac(bytes),
                 LinkAttribute::Link(index) => link.peer_index = Some(*index),
@@ -104,8 +108,25 @@ impl LinkInfo {
     }
 
     pub(crate) fn is_owned_by(&self, owner: &str) -> bool {
+        match &self.alias {
+            Some(alias) => alias == owner,
+            None => self.group == birth_mark(owner),
+        }
+    }
+
+    /// Carries `owner`'s mark for good.
+    pub(crate) fn is_marked_by(&self, owner: &str) -> bool {
         self.alias.as_deref() == Some(owner)
     }
+}
+
+/// The group that our interfaces are born with. The kernel ignores an alias in the request that
+/// makes an interface, so whoever is killed between that and [`Host::mark`] leaves one that can be
+/// told by its group alone. No person's group is that large.
+pub(crate) fn birth_mark(owner: &str) -> u32 {
+    // FNV-1a.
+    let fold = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    owner.bytes().fold(0x811c_9dc5, fold) >> 1 | 0x4000_0000
 }
 
 pub(crate) fn mac(bytes: &[u8]) -> Option<MacAddr> {
@@ -276,11 +297,12 @@ impl Host {
             .map_err(|e| Error::netlink(doing, e))
     }
 
-    /// Puts `owner`'s mark on an interface that was just made: the kernel ignores an alias in the
-    /// request that makes it.
+    /// Puts `owner`'s mark on an interface that was just made, in place of its [`birth_mark`].
     pub(crate) async fn mark(&self, name: &str, owner: &str) -> Result<()> {
         self.change(
-            LinkUnspec::new_with_name(name).alias(owner),
+            LinkUnspec::new_with_name(name)
+                .alias(owner)
+                .append_extra_attribute(LinkAttribute::Group(0)),
             format!("set the alias of {name} to '{owner}'"),
         )
         .await

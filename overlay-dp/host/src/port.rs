@@ -6,12 +6,12 @@ use std::os::fd::AsRawFd;
 use ipnetwork::IpNetwork;
 use overlay_core::model::MacAddr;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::error::errno;
 use crate::host::drive;
-use crate::link::check_ifname;
+use crate::link::{birth_mark, check_ifname};
 use crate::{Error, Host, LinkInfo, Netns, Result, sysctl};
 
 /// A port to make.
@@ -56,7 +56,7 @@ impl Host {
     /// Makes a port: both ends up, the container's end with its addresses and route.
     ///
     /// Not cancel safe: a future dropped half-way may leave the host end, to be removed with
-    /// [`Host::delete_link`], since it may lack its mark yet.
+    /// [`Host::delete_owned`].
     ///
     /// # Errors
     /// A bad or taken name, a bad address or gateway, a container that is gone. Nothing of the
@@ -94,6 +94,7 @@ impl Host {
             .build();
         let message = LinkVeth::new(spec.host_ifname, spec.container_ifname)
             .mtu(spec.host_mtu)
+            .append_extra_attribute(LinkAttribute::Group(birth_mark(spec.owner)))
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         let Err(error) = self.handle.link().add(message).execute().await else {

@@ -1,10 +1,10 @@
 //! The punt link: a veth pair on the host over which the data path and the agent pass frames.
 
-use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use crate::error::errno;
-use crate::link::check_ifname;
+use crate::link::{birth_mark, check_ifname};
 use crate::{Error, Host, LinkInfo, Result, sysctl};
 
 /// The two ends of a veth pair on the host.
@@ -69,6 +69,7 @@ impl Host {
         if let [Some(a), Some(b)] = &links
             && are_peers(a, b)
             && are_peers(b, a)
+            && [a, b].iter().all(|link| link.is_marked_by(owner))
         {
             return Ok(Some(PuntPair {
                 near_ifindex: a.index,
@@ -85,9 +86,11 @@ impl Host {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(far)
             .mtu(mtu)
+            .append_extra_attribute(LinkAttribute::Group(birth_mark(owner)))
             .build();
         let message = LinkVeth::new(near, far)
             .mtu(mtu)
+            .append_extra_attribute(LinkAttribute::Group(birth_mark(owner)))
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         match self.handle.link().add(message).execute().await {

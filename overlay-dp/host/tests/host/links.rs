@@ -10,9 +10,7 @@ use overlay_core::model::MacAddr;
 use overlay_host::offload::{self, Offload};
 use overlay_host::{Error, Host, HostEvent, Monitor, Netns, NetnsRef};
 
-use crate::support::{Ns, await_event, drain, ip, root, run};
-
-const OWNER: &str = "overlay-dp test";
+use crate::support::{BIRTH_MARK, Ns, OWNER, await_event, drain, ip, root, run};
 
 #[test]
 fn the_punt_pair_is_made_once() {
@@ -54,6 +52,20 @@ fn the_punt_pair_is_made_once() {
             .unwrap();
         assert_ne!(first, new);
         assert!(!h.has_link("other-1") && !h.has_link("other-2"));
+
+        // So are those whose maker was killed before it had marked both.
+        host.delete_link("ovl-near").await.unwrap();
+        h.ip(&format!(
+            "link add ovl-near group {BIRTH_MARK} type veth peer name ovl-far group {BIRTH_MARK}"
+        ));
+        h.exec(&["ip", "link", "set", "ovl-near", "alias", OWNER]);
+        host.create_punt_pair("ovl-near", "ovl-far", 1600, OWNER)
+            .await
+            .unwrap();
+        for name in ["ovl-near", "ovl-far"] {
+            let link = host.link(name).await.unwrap().unwrap();
+            assert_eq!((link.alias.as_deref(), link.group), (Some(OWNER), 0));
+        }
 
         // One that is something else is someone else's, whatever it is called.
         host.delete_link("ovl-near").await.unwrap();

@@ -10,9 +10,8 @@ use std::net::IpAddr;
 use overlay_core::model::MacAddr;
 use overlay_host::{Error, Host, HostEvent, Monitor, Netns, PortSpec};
 
-use crate::support::{Ns, await_event, ip, root};
+use crate::support::{BIRTH_MARK, Ns, OWNER, await_event, ip, root};
 
-const OWNER: &str = "overlay-dp test";
 const MAC: MacAddr = MacAddr([0x02, 0x42, 10, 0, 0, 2]);
 
 fn spec<'a>(netns: &'a Netns, host_ifname: &'a str, addrs: &'a [(IpAddr, u8)]) -> PortSpec<'a> {
@@ -197,6 +196,34 @@ fn an_mtu_below_1280_is_without_ipv6() {
         host.create_punt_pair("ovl-near", "ovl-far", 600, OWNER)
             .await
             .unwrap();
+    });
+}
+
+/// The kernel takes the mark only in a second request.
+#[test]
+fn a_port_whose_maker_was_killed_before_its_mark_is_ours() {
+    if !root() {
+        return;
+    }
+    let (h, c) = (Ns::new("h"), Ns::new("c"));
+    let netns = c.netns();
+    h.block_on(async || {
+        let host = Host::new().unwrap();
+        h.ip(&format!(
+            "link add ovp-1 group {BIRTH_MARK} type veth peer name other"
+        ));
+        assert!(!host.delete_owned("ovp-1", "another").await.unwrap());
+        let ours = host.links_owned_by(OWNER).await.unwrap();
+        assert_eq!(ours.len(), 1, "{ours:?}");
+        assert!(host.delete_owned("ovp-1", OWNER).await.unwrap());
+
+        // Once it has its mark, that alone counts.
+        let addrs = [(ip("10.0.0.2"), 24)];
+        host.create_port(&spec(&netns, "ovp-1", &addrs))
+            .await
+            .unwrap();
+        let port = host.link("ovp-1").await.unwrap().unwrap();
+        assert_eq!((port.alias.as_deref(), port.group), (Some(OWNER), 0));
     });
 }
 

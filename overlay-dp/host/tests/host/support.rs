@@ -10,6 +10,11 @@ use overlay_host::{HostEvent, Netns, NetnsRef};
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
 
+/// The mark of the tests' interfaces.
+pub const OWNER: &str = "overlay-dp test";
+/// The group that these are born with. Another version's agent must know it.
+pub const BIRTH_MARK: u32 = 1_650_968_053;
+
 /// True when the test can run; a skip is loud, and a failure where CI asks for the test.
 pub fn root() -> bool {
     if rustix::process::geteuid().is_root() {
