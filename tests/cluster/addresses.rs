@@ -89,7 +89,7 @@ fn dual_stack(lab: &Lab) -> Result<()> {
         ensure!(six.is_unique_local(), "{six}");
     }
     all_reach_each_other(&all, SOON)?;
-    for ip in &all[2].ips {
+    for ip in &all[2].ips[..2] {
         let tcp = iperf3(&all[0].ns, &all[2].ns, *ip, Load::Tcp, 1)?;
         ensure!(tcp.gbit > 0.05, "{ip}: {tcp:?}");
     }
