@@ -240,7 +240,7 @@ impl Agent {
             }
         }
         self.follow_networks();
-        self.cluster.settled();
+        self.settle_if_told();
         let owner = self.options.instance.owner();
         for link in self.host.links_owned_by(&owner).await? {
             let is_port = link.name.starts_with(PORT_PREFIX);
@@ -259,6 +259,14 @@ impl Agent {
             let is_here = ports.iter().any(|port| port.endpoint == *endpoint);
             is_here && self.cluster.publish(endpoint.clone()).is_err()
         });
+        self.settle_if_told();
+    }
+
+    /// What this host had before a restart and does not tell again is gone: true once all is told.
+    fn settle_if_told(&self) {
+        if self.untold.is_empty() {
+            self.cluster.settled();
+        }
     }
 
     /// The last agent may have run another `--datapath`, which wants other offloads.

@@ -97,7 +97,7 @@ impl Agent {
                 options,
                 host,
                 uplink,
-                addresses: Addresses::load(cluster.clone(), &state_dir)?,
+                addresses: Addresses::load(cluster.clone(), &state_dir, is_member)?,
                 cluster: cluster.clone(),
                 state,
                 state_file,
