@@ -73,6 +73,8 @@ struct Chaos<'a> {
     damage: Damage,
     started: Instant,
     slowest: (Duration, String),
+    /// All is mended: nothing is killed any more, so each answer is the last word.
+    mended: bool,
 }
 
 impl<'a> Chaos<'a> {
@@ -85,6 +87,7 @@ impl<'a> Chaos<'a> {
             damage: Damage::default(),
             started: Instant::now(),
             slowest: (Duration::ZERO, String::new()),
+            mended: false,
         };
         // Something to lose.
         chaos.create_network()?;
@@ -128,6 +131,7 @@ impl<'a> Chaos<'a> {
     /// Everything is mended; then everything must be right; then everything goes.
     fn conclude(mut self) -> Result<()> {
         self.mend_all()?;
+        self.mended = true;
         self.cluster.wait_settled(HEALED)?;
         self.note("all mended");
         self.settle_doubts()?;

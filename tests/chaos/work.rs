@@ -24,7 +24,7 @@ impl Chaos<'_> {
             .overlay_cmd(&format!("{line} --json"));
         let asked = Instant::now();
         let command = Background::start(command)?;
-        let killed = self.rng.random_range(0..8) == 0;
+        let killed = !self.mended && self.rng.random_range(0..8) == 0;
         if killed {
             sleep(Duration::from_millis(self.rng.random_range(0..80)));
             self.cluster.kill(host);
