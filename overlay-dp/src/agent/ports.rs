@@ -254,6 +254,9 @@ impl Agent {
 
     /// Tells of what could not be told of before the managers' news came.
     pub(super) fn tell_again(&mut self) {
+        if self.untold.is_empty() {
+            return;
+        }
         let ports = &self.state.ports;
         self.untold.retain(|endpoint| {
             let is_here = ports.iter().any(|port| port.endpoint == *endpoint);
