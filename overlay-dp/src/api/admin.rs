@@ -7,7 +7,7 @@
 //! | `GET /v1/hosts/{host}` | | [`HostDetail`] |
 //! | `DELETE /v1/hosts/{host}` | [`HostRemove`] | [`HostInfo`] |
 //! | `POST /v1/hosts/{host}/role` | [`Role`] | [`HostInfo`] |
-//! | `POST /v1/token` | [`TokenAsk`] | [`TokenInfo`](super::TokenInfo) |
+//! | `POST /v1/token` | [`TokenAsk`] | [`TokenInfo`] |
 //! | `GET /v1/cluster` | | [`ClusterInfo`] |
 //! | `GET /v1/cluster/backup` | | the backup's bytes |
 //! | `POST /v1/verify` | [`VerifyAsk`] | list of [`Finding`] |

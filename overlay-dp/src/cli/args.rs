@@ -212,7 +212,7 @@ pub enum ContainerCommand {
   overlay-dp container add --service web --network uber-net --netns c3 --resolv-conf
   overlay-dp container add db --network uber-net --netns /run/docker/netns/1a2b3c --ifname net1")]
     Add {
-        /// Its name, unique on the network [default: <service>.<slot>.<random>]
+        /// Its name, unique on the network [default: SERVICE.SLOT.RANDOM]
         #[arg(required_unless_present = "service")]
         name: Option<String>,
         /// The network
