@@ -86,7 +86,8 @@ async fn step(node: &Arc<Node>) -> Result<bool, Error> {
 
 /// Whether the others agree without this host by now: until then they may need its vote.
 async fn is_out(node: &Arc<Node>, raft: &Raft) -> bool {
-    if !raft.status().voters.contains(&node.me) {
+    let status = raft.status();
+    if !status.changing && !status.voters.contains(&node.me) {
         return true;
     }
     match control::voters(node).await {

@@ -187,7 +187,10 @@ async fn voter(
     from: HostId,
     message: Vec<u8>,
 ) -> Result<Answer, No> {
-    if !node.is_manager(from) && !raft.status().voters.contains(&from) {
+    // One that is about to go is in the membership until that is agreed, with a vote that is needed.
+    let status = raft.status();
+    let is_member = status.voters.contains(&from) || status.learners.contains(&from);
+    if !node.is_manager(from) && !is_member {
         count(&node.counted.messages_refused);
         return Err(denied("only managers talk of what managers agree on"));
     }
@@ -231,7 +234,12 @@ async fn member(
         }
         Request::Voters => {
             raft.ensure_linear().await?;
-            return Ok(Answer::Voters(raft.status().voters.into_iter().collect()));
+            let status = raft.status();
+            // Who is about to go still has a vote: without it the change may never be completed.
+            return Ok(match status.changing {
+                true => Answer::NoQuorum,
+                false => Answer::Voters(status.voters.into_iter().collect()),
+            });
         }
         Request::Leader => {
             let leader = raft.leader().ok_or(ProposeError::NotLeader(None))?;
