@@ -12,7 +12,7 @@ use crate::ledger::{Exists, Use, addresses};
 use crate::{Chaos, HEALED, HOSTS, MANAGERS};
 
 /// No command may keep its user longer, whatever is broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(45);
 
 impl Chaos<'_> {
     /// Runs a command on a host. Only one that says that it has succeeded has. Some agents are
