@@ -90,14 +90,6 @@ pub enum Error {
         "this host's certificate has expired, so no other host talks with it: leave, and join again with a token"
     )]
     Expired,
-    /// The cluster would have no manager any more.
-    #[error(
-        "this host is the only manager of {others} other host(s), which could agree on nothing without it: promote another first, or force it"
-    )]
-    LastManager {
-        /// How many.
-        others: usize,
-    },
     /// A role takes its time.
     #[error(
         "host {id} is to be a {role}, but is not yet ({problem}): it becomes one as soon as that is mended"

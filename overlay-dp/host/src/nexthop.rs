@@ -2,20 +2,19 @@
 
 use std::net::IpAddr;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use overlay_core::model::MacAddr;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::error::errno;
 use crate::link::mac;
+use crate::paths::Neighbour;
 use crate::routes::ip;
 use crate::{Error, Host, Result};
 
@@ -59,7 +58,10 @@ impl Host {
             .await?
             .ok_or(Error::NoRoute(dst))?;
         let src_mac = link.mac.ok_or(Error::NotEthernet(link.name))?;
-        let dst_mac = self.neighbour(gateway_or_dst, ifindex).await?;
+        let dst_mac = match self.neighbour_of(gateway_or_dst, ifindex).await? {
+            Neighbour::Usable(mac) => Some(mac),
+            Neighbour::Unknown | Neighbour::Failed => None,
+        };
         if dst_mac.is_none() {
             self.keep_fresh(gateway_or_dst, ifindex).await?;
         }
@@ -90,40 +92,6 @@ impl Host {
             .execute()
             .await
             .map_err(|e| Error::netlink(format!("look for neighbour {ip}"), e))
-    }
-
-    /// A neighbour's Ethernet address, if the kernel would send to it.
-    async fn neighbour(&self, ip: IpAddr, ifindex: u32) -> Result<Option<MacAddr>> {
-        let mut message = NeighbourMessage::default();
-        message.header.ifindex = ifindex;
-        let (family, address) = match ip {
-            IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
-            IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
-        };
-        message.header.family = family;
-        message
-            .attributes
-            .push(NeighbourAttribute::Destination(address));
-        // rtnetlink's own request would dump the whole table.
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(message));
-        request.header.flags = NLM_F_REQUEST;
-        let doing = || format!("look up neighbour {ip}");
-        let mut replies = self
-            .handle
-            .clone()
-            .request(request)
-            .map_err(|e| Error::netlink(doing(), e))?;
-        while let Some(reply) = replies.next().await {
-            match reply.payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(found)) => {
-                    return Ok(usable_mac(&found));
-                }
-                NetlinkPayload::Error(e) if e.raw_code() == -libc::ENOENT => return Ok(None),
-                NetlinkPayload::Error(e) => return Err(Error::kernel(doing(), e.to_io())),
-                _ => {}
-            }
-        }
-        Ok(None)
     }
 
     async fn route(&self, dst: IpAddr, src: IpAddr) -> Result<RouteMessage> {
