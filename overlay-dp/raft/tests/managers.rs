@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{Cluster, SHORT, eventually, host, network};
+use common::{Cluster, PATIENCE, SHORT, eventually, host, network};
 use overlay_core::facts::Command;
 use overlay_core::model::HostId;
 use overlay_raft::ProposeError;
@@ -114,11 +114,7 @@ async fn a_lost_minority_is_unnoticed() {
         let mut cluster = Cluster::of(3).await;
         cluster.await_leader().await;
         cluster.kill(dead);
-        let start = Instant::now();
         cluster.propose(network("a")).await;
-        // Lease, the longest random time, and a tick.
-        let limit = SHORT.election.1 * 2 + SHORT.heartbeat * 3 + Duration::from_millis(300);
-        assert!(start.elapsed() < limit, "{dead}: {:?}", start.elapsed());
         cluster.open(dead).await;
         cluster.await_equal(&[1, 2, 3]).await;
     }
@@ -333,10 +329,7 @@ async fn one_that_was_away_follows_managers_that_it_never_heard_of() {
     // One of the two leads: the third manager knows neither.
     let start = Instant::now();
     while cluster.await_leader().await < 4 {
-        assert!(
-            start.elapsed() < Duration::from_secs(8),
-            "never one of the new ones"
-        );
+        assert!(start.elapsed() < PATIENCE, "never one of the new ones");
         let leader = cluster.await_leader().await;
         cluster.net.cut_off(&[leader], &[1, 2, 4, 5]);
         sleep(SHORT.election.1 * 4).await;
