@@ -18,13 +18,18 @@ use overlay_core::slowpath::{Asker, Output, SlowPath};
 use overlay_core::tables::{MapUpdate, Tables};
 use overlay_xsk::{Tx, Xsk};
 use parking_lot::RwLock;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tokio::sync::Notify;
 
 use super::desk::{Desk, count};
 
 /// Frames taken at a time, between two looks at the tables' lock.
 const BATCH: usize = 64;
+/// How often frames that wait for news are looked at.
+const LOOK_AGAIN: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 5_000_000,
+};
 /// Map updates that wait for the agent.
 const UPDATES: usize = 4096;
 
@@ -114,7 +119,7 @@ fn work(mut xsk: Xsk, tables: &RwLock<Tables>, shared: &Shared, stop: &OwnedFd) 
                 PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(shared.desk.answered(), PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            match poll(&mut fds, slow.is_waiting().then_some(&LOOK_AGAIN)) {
                 Ok(_) => {
                     if fds[2].revents().contains(PollFlags::IN) {
                         shared.desk.look();
@@ -143,6 +148,7 @@ fn work(mut xsk: Xsk, tables: &RwLock<Tables>, shared: &Shared, stop: &OwnedFd) 
                 while let Some((asker, answer)) = shared.desk.next_answer() {
                     asker.answer(&tables, &answer, &mut output);
                 }
+                slow.look_again(&tables, begin.elapsed(), &mut output);
                 rx.receive(BATCH, |frame| {
                     slow.handle(&tables, frame, begin.elapsed(), &mut output)
                 })

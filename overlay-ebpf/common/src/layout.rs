@@ -194,6 +194,11 @@ impl NeighbourKey {
     pub const fn vni(&self) -> u32 {
         self.vni
     }
+
+    /// The address.
+    pub const fn ip(&self) -> Ip16 {
+        self.ip
+    }
 }
 
 /// The MAC of a neighbour.

@@ -19,6 +19,7 @@ mod query;
 mod too_big;
 mod uplink;
 mod view;
+mod waiting;
 
 use core::time::Duration;
 
@@ -32,6 +33,7 @@ use limit::Limiter;
 use port::FromPort;
 pub use query::Asker;
 use uplink::FromUplink;
+use waiting::{Kept, Lack, Sender, Waiting};
 
 /// Where the slow path's decisions go.
 pub trait Output {
@@ -54,10 +56,12 @@ pub trait Output {
     fn drop(&mut self, reason: DropReason);
 }
 
-/// The slow path. It remembers nothing but how much it did for each port lately.
+/// The slow path. It remembers how much it did for each port lately, and for a second the frames
+/// that other hosts' endpoints, not yet known of, would explain.
 #[derive(Debug, Default)]
 pub struct SlowPath {
     limiter: Limiter,
+    waiting: Waiting,
 }
 
 impl SlowPath {
@@ -70,6 +74,30 @@ impl SlowPath {
     pub fn handle(&mut self, tables: &Tables, frame: &[u8], now: Duration, out: &mut impl Output) {
         if let Err(reason) = self.decide(tables, frame, now, out) {
             out.drop(reason);
+        }
+    }
+
+    /// Whether frames wait for the tables to change: [`SlowPath::look_again`] is due within a few
+    /// milliseconds then.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Decides about the frames that waited for what the tables have now, and drops those that have
+    /// waited for too long.
+    pub fn look_again(&mut self, tables: &Tables, now: Duration, out: &mut impl Output) {
+        while let Some((kept, ended)) = self.waiting.next(tables, now) {
+            if ended {
+                self.handle(tables, kept.frame(), now, out);
+            } else {
+                given_up(&kept, out);
+            }
+        }
+    }
+
+    fn keep(&mut self, kept: Kept, out: &mut impl Output) {
+        if let Some(kept) = self.waiting.keep(kept) {
+            given_up(&kept, out);
         }
     }
 
@@ -92,13 +120,36 @@ impl SlowPath {
                 let split = frame.split_first_chunk::<OUTER_V4_LEN>();
                 let (outer, inner) = split.ok_or(DropReason::Truncated)?;
                 let from = FromPort::new(tables, marker.ifindex, reason, outer, inner)?;
-                from.decide(&mut self.limiter, now, &mut sink)
+                from.decide(&mut self.limiter, now, &mut sink)?;
+                if let Some(asked) = from.unanswered() {
+                    let (lack, sender) = (Lack::Neighbour(asked), Sender::Port(marker.ifindex));
+                    if let Some(kept) = Kept::new(lack, sender, frame, now) {
+                        self.keep(kept, out);
+                    }
+                }
+                Ok(())
             }
             Kind::FromUplink => {
                 let from = FromUplink::new(tables, reason, frame)?;
-                from.decide(&mut sink)
+                let decided = from.decide(&mut sink);
+                if decided == Err(DropReason::UnknownSource) {
+                    let (source, vtep) = from.source();
+                    let (lack, sender) = (Lack::Source(source), Sender::Vtep(vtep));
+                    if let Some(kept) = Kept::new(lack, sender, frame, now) {
+                        self.keep(kept, out);
+                        return Ok(());
+                    }
+                }
+                decided
             }
             Kind::ToPort | Kind::ToVtep => Err(DropReason::NotPunted),
         }
+    }
+}
+
+/// Nothing explained it in time. A question has been flooded: it is not lost.
+fn given_up(kept: &Kept, out: &mut impl Output) {
+    if matches!(kept.lack, Lack::Source(_)) {
+        out.drop(DropReason::UnknownSource);
     }
 }

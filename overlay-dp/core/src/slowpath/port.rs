@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use overlay_common::counters::DropReason;
-use overlay_common::layout::{FdbEntry, FdbKey, NeighbourEntry, PortEntry};
+use overlay_common::layout::{FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, PortEntry};
 use overlay_common::punt::Reason;
 use overlay_common::verdict::{self, Verdict};
 use overlay_common::wire::{ETH_LEN, Mac, OUTER_V4_LEN, be16};
@@ -124,6 +124,12 @@ impl<'a> FromPort<'a> {
             | Verdict::EchoReply { .. }
             | Verdict::Forward { .. } => Err(DropReason::NotPunted),
         }
+    }
+
+    /// What it asks for, if nobody is known to have it.
+    pub fn unanswered(&self) -> Option<NeighbourKey> {
+        let view = View::new(self.tables, self.port.vni, self.inner);
+        view.asked.filter(|_| view.answer.is_none())
     }
 
     /// From the gateway's MAC back to the sender.

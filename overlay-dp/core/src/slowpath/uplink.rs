@@ -115,6 +115,11 @@ impl<'a> FromUplink<'a> {
         }
     }
 
+    /// Whose it is, and the VTEP that sent it.
+    pub fn source(&self) -> (FdbKey, Ip16) {
+        (FdbKey::new(self.outer.vni, self.src), self.outer.src)
+    }
+
     /// The tables have the source behind the VTEP that sent the frame: now the map has it, too.
     fn fill_source(&self, sink: &mut Sink<'_, impl Output>) {
         if self.reason == Reason::UnknownSource {

@@ -1,5 +1,7 @@
 //! No bytes whatever make the slow path panic, or write a frame that is not one.
 
+use std::time::Duration;
+
 use etherparse::{ArpOperation, IcmpEchoHeader, Icmpv4Type, IpNumber};
 use overlay_common::punt::Reason;
 use overlay_core::tables::MapUpdate;
@@ -50,11 +52,14 @@ fn punted() -> Vec<Vec<u8>> {
     all
 }
 
-/// Whatever came in: something comes out or is counted, and maps only learn what the tables say.
+/// Whatever came in: something comes out or is counted, after a second at the latest, and maps only learn what the tables say.
 fn check(rig: &mut Rig, frame: &[u8]) {
-    let out = rig.handle(frame);
+    let mut out = rig.handle(frame);
     let asked = out.queries.len() + out.refused;
-    assert!(!out.sent.is_empty() || !out.drops.is_empty() || asked > 0);
+    if out.sent.is_empty() && out.drops.is_empty() && asked == 0 {
+        out = rig.later(Duration::from_secs(1));
+        assert!(!out.drops.is_empty());
+    }
     for update in out.updates {
         match update {
             MapUpdate::SetFdb(key, entry) => {

@@ -11,3 +11,4 @@ mod rig;
 mod too_big;
 mod unicast;
 mod uplink;
+mod waiting;

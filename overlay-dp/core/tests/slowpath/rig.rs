@@ -235,6 +235,14 @@ impl Rig {
         self.slow.handle(&self.tables, frame, self.now, out);
     }
 
+    /// So much later, frames that wait are looked at again.
+    pub fn later(&mut self, after: Duration) -> Out {
+        let mut out = Out::default();
+        self.now += after;
+        self.slow.look_again(&self.tables, self.now, &mut out);
+        out
+    }
+
     /// The container behind port 11 has sent this.
     pub fn port(&mut self, reason: Reason, inner: &[u8]) -> Out {
         self.handle(&from_port(11, 1, reason, inner))
@@ -292,6 +300,14 @@ impl Out {
         assert!(self.sent.is_empty(), "{:?}", self.sent);
         assert_eq!(self.updates, []);
         assert_eq!((self.queries.len(), self.refused), (0, 0));
+    }
+
+    /// Nothing came out, and nothing was counted.
+    #[track_caller]
+    pub fn nothing(&self) {
+        assert_eq!(self.drops, []);
+        assert!(self.sent.is_empty(), "{:?}", self.sent);
+        assert_eq!(self.updates, []);
     }
 
     /// To whom how many copies went.

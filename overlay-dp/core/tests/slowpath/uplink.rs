@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use overlay_common::counters::DropReason;
 use overlay_common::layout::{FdbEntry, FdbKey};
 use overlay_common::punt::Reason;
@@ -23,10 +25,12 @@ fn an_unknown_source() {
     rig.uplink(Reason::UnknownSource, A, &own)
         .dropped(DropReason::WrongVtep);
     let stranger = udp4(99, mac(11), v4(11), 10);
-    rig.uplink(Reason::UnknownSource, A, &stranger)
+    rig.uplink(Reason::UnknownSource, A, &stranger).nothing();
+    rig.later(Duration::from_secs(1))
         .dropped(DropReason::UnknownSource);
     let gateway = udp4(1, mac(11), v4(11), 10);
-    rig.uplink(Reason::UnknownSource, A, &gateway)
+    rig.uplink(Reason::UnknownSource, A, &gateway).nothing();
+    rig.later(Duration::from_secs(1))
         .dropped(DropReason::UnknownSource);
     let mut group = frame;
     group[6] |= 1;
