@@ -280,6 +280,13 @@ impl Cluster {
         look.all(Instant::now() + LOOK).await
     }
 
+    /// The host that has the endpoint of this name in any network; waits as [`Cluster::look_up`]
+    /// does, but what it costs does not grow with the number of endpoints.
+    pub async fn whose_name(&self, vni: Vni, name: &str) -> Option<HostId> {
+        let look = self.node.look(vni);
+        look.whose_name(name, Instant::now() + LOOK).await
+    }
+
     /// Withdraws the endpoints of a host at once, whose data path is dead, too. They come back
     /// with it.
     pub fn forget_host(&self, host: HostId) {

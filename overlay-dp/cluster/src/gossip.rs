@@ -220,6 +220,17 @@ pub struct Look {
 impl Look {
     /// The endpoints, once all have said which they have, or when `deadline` has come.
     pub async fn all(&self, deadline: Instant) -> Vec<(HostId, Endpoint)> {
+        self.heard(deadline).await;
+        self.node.book(|book| book.endpoints(self.vni))
+    }
+
+    /// Who has the endpoint of this name; waits as [`Look::all`] does.
+    pub async fn whose_name(&self, name: &str, deadline: Instant) -> Option<HostId> {
+        self.heard(deadline).await;
+        self.node.book(|book| book.whose_name(self.vni, name))
+    }
+
+    async fn heard(&self, deadline: Instant) {
         let node = &self.node;
         // Those that are down can't say anything.
         let waiting = || {
@@ -235,7 +246,6 @@ impl Look {
                 () = sleep_until(deadline.into()) => {}
             }
         }
-        node.book(|book| book.endpoints(self.vni))
     }
 }
 

@@ -132,6 +132,22 @@ impl Book {
         own.chain(others).collect()
     }
 
+    /// The host that has the endpoint of this name in a network of interest, without a look at all
+    /// the others.
+    pub fn whose_name(&self, vni: Vni, name: &str) -> Option<HostId> {
+        if self.own.named(vni, name).is_some() {
+            return Some(self.me);
+        }
+        let has = |peer: &Peer| {
+            peer.logs
+                .get(&vni)
+                .and_then(|log| log.named(name))
+                .is_some()
+        };
+        let mut peers = self.peers.iter();
+        peers.find(|(_, peer)| has(peer)).map(|(id, _)| *id)
+    }
+
     /// The hosts that take part in a network of interest, but have not said yet what they have
     /// there.
     pub fn unheard(&self, vni: Vni) -> Vec<HostId> {

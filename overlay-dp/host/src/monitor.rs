@@ -1,19 +1,21 @@
 //! The kernel's news about links, addresses, routes and neighbours.
 
 use std::future::{Future, ready};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{Stream, StreamExt};
+use ipnetwork::IpNetwork;
 use overlay_core::model::MacAddr;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use rtnetlink::packet_route::route::{RouteFlags, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::proto::sys::AsyncSocket;
 use tokio::sync::mpsc::{self, Receiver, Sender, error::TrySendError};
 
 use crate::nexthop::usable_mac;
+use crate::routes::ip;
 use crate::uplink::address;
 use crate::{Error, LinkInfo, Result};
 
@@ -67,8 +69,8 @@ pub enum HostEvent {
         /// Its Ethernet address; `None` when it has become unknown.
         mac: Option<MacAddr>,
     },
-    /// Some route was added or deleted.
-    Route,
+    /// A route to these addresses was added, changed or deleted.
+    Route(IpNetwork),
     /// An address was added to an interface, changed there, or deleted.
     Address {
         /// The interface.
@@ -121,9 +123,9 @@ impl Monitor {
     }
 }
 
-/// Passes events on. One that repeats the last in the queue is left out, so that a routing
-/// daemon's start is one [`HostEvent::Route`]. When the receiver is behind by a whole queue,
-/// events are dropped until it can be told so: they must not pile up in memory.
+/// Passes events on. One that repeats the last in the queue is left out. When the receiver is
+/// behind by a whole queue, as it may be at a routing daemon's start, events are dropped until it
+/// can be told so: they must not pile up in memory.
 async fn forward(mut events: impl Stream<Item = HostEvent> + Unpin, tx: &Sender<HostEvent>) {
     let mut last = None;
     while let Some(event) = events.next().await {
@@ -209,9 +211,24 @@ fn neighbour(message: &NeighbourMessage, mac: Option<MacAddr>) -> Option<HostEve
     })
 }
 
-/// `None` for the kernel's cached copies of routes.
+/// `None` for the kernel's cached copies of routes, and what is no route for IP packets.
 fn route(message: &RouteMessage) -> Option<HostEvent> {
-    (!message.header.flags.contains(RouteFlags::Cloned)).then_some(HostEvent::Route)
+    if message.header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    let to = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    });
+    // A default route names no destination.
+    let any = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let len = message.header.destination_prefix_length;
+    let to = IpNetwork::new(to.unwrap_or(any), len).ok()?;
+    Some(HostEvent::Route(to))
 }
 
 #[cfg(test)]
@@ -243,13 +260,13 @@ mod tests {
     async fn repeats_are_left_out_while_they_wait() {
         use HostEvent::Route;
         let (tx, mut rx) = mpsc::channel(9);
-        let events = [Route, Route, neighbour(1), Route, Route, Route];
+        let events = [&route, &route, &other, &neighbour(1), &route, &route].map(Clone::clone);
         forward(stream::iter(events.clone()), &tx).await;
-        assert_eq!(rx.recv().await, Some(Route));
-        assert_eq!(rx.recv().await, Some(neighbour(1)));
-        assert_eq!(rx.recv().await, Some(Route));
+        for event in [&route, &other, &neighbour(1), &route] {
+            assert_eq!(rx.recv().await.as_ref(), Some(event));
+        }
         assert!(rx.is_empty());
-        forward(stream::iter([Route]), &tx).await;
-        assert_eq!(rx.recv().await, Some(Route));
+        forward(stream::iter([route.clone()]), &tx).await;
+        assert_eq!(rx.recv().await, Some(route));
     }
 }

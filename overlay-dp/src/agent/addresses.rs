@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use overlay_cluster::{Cluster, Error};
 use overlay_core::facts::{Facts, Refusal};
-use overlay_core::holdings::{GiveBack, Holdings, Need};
+use overlay_core::holdings::{GiveBack, Holdings, Need, Surplus};
 use overlay_core::model::{Endpoint, HostId, MacAddr, Network, Vni};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -69,8 +69,10 @@ struct State {
     holdings: Holdings,
     /// What has an address, or is about to have one.
     names: HashMap<Key, Option<Held>>,
-    /// Something is not given back yet.
-    busy: bool,
+    /// How often it was asked to look for what is to be given back …
+    asked: u64,
+    /// … and up to which of these times that has been done.
+    done: u64,
 }
 
 /// What an endpoint has.
@@ -100,7 +102,8 @@ impl Addresses {
             state: Mutex::new(State {
                 holdings,
                 names: HashMap::new(),
-                busy: true,
+                asked: 1,
+                done: 0,
             }),
             file,
             work: Notify::new(),
@@ -267,7 +270,7 @@ impl Addresses {
 
     /// Looks at once for what is to be given back or asked for.
     pub fn tidy(&self) {
-        self.state.lock().busy = true;
+        self.state.lock().asked += 1;
         self.work.notify_one();
     }
 
@@ -280,7 +283,11 @@ impl Addresses {
         let all = async {
             loop {
                 let idle = self.idle.notified();
-                if !self.state.lock().busy {
+                let (asked, done) = {
+                    let state = self.state.lock();
+                    (state.asked, state.done)
+                };
+                if done == asked {
                     return;
                 }
                 idle.await;
@@ -290,9 +297,10 @@ impl Addresses {
     }
 
     /// Addresses that are leased to this host, not in use, and no spares to keep in hand.
-    pub fn unused(&self) -> Vec<GiveBack> {
-        let mut holdings = self.state.lock().holdings.clone();
-        self.cluster.facts(|facts| holdings.returns(facts, self.me))
+    pub fn unused(&self) -> Vec<Surplus> {
+        let state = self.state.lock();
+        self.cluster
+            .facts(|facts| state.holdings.surplus(facts, self.me))
     }
 
     /// Addresses in use that the facts give to another host.
@@ -306,15 +314,15 @@ impl Addresses {
     pub async fn run(self: Arc<Self>) {
         loop {
             let changed = self.cluster.facts_changed();
-            self.state.lock().busy = false;
+            let asked = self.state.lock().asked;
             let pause = match self.work_off().await {
                 Ok(()) => {
+                    self.state.lock().done = asked;
                     self.idle.notify_waiters();
                     PERIOD
                 }
                 Err(error) => {
                     tracing::debug!("addresses are given back later: {error:#}");
-                    self.state.lock().busy = true;
                     RETRY
                 }
             };

@@ -7,6 +7,7 @@ use overlay_common::wire::Ip16;
 use overlay_core::model::{Endpoint, Host, HostId};
 
 use super::Agent;
+use crate::bpf::Swept;
 
 impl Agent {
     pub(super) async fn on_cluster(&mut self, event: Event) {
@@ -14,7 +15,7 @@ impl Agent {
             Event::MemberUp(host) => {
                 tracing::info!(host = %host.name, vtep = %host.vtep, "host up");
                 self.add_vtep(host.vtep).await;
-                self.sweep_due = true;
+                self.sweep_due |= self.stale_kept;
                 self.host_is_up(&host);
                 let old = self.members.insert(host.id, host.clone());
                 let moved = old.map(|old| old.vtep).filter(|old| *old != host.vtep);
@@ -30,6 +31,7 @@ impl Agent {
             Event::MemberLeft(id) => {
                 tracing::info!(host = %self.name_of(id), "host left");
                 self.names.change(|names| names.host_gone(id));
+                self.sweep_due |= self.stale_kept;
                 if let Some(host) = self.members.remove(&id) {
                     self.remove_vtep(host.vtep);
                 }
@@ -113,20 +115,23 @@ impl Agent {
         // One whole tick after the start, the hosts that are alive have told all they own.
         if self.settled && self.sweep_due {
             self.sweep_due = false;
-            self.sweep().await;
+            self.sweep();
         }
         self.settled = true;
     }
 
     /// Removes from the BPF maps what nobody owns: left by an earlier agent, and not confirmed
     /// since. What belongs to a host that is not alive stays until that host is forgotten.
-    async fn sweep(&mut self) {
+    fn sweep(&mut self) {
         let silent = self.silent_vteps();
-        let wanted = self.tables.read().snapshot();
         let keep = |ip: &Ip16| silent.contains(ip);
-        match self.bpf.sweep(&wanted, keep) {
-            Ok(0) => {}
-            Ok(swept) => tracing::info!(swept, "removed stale entries from the BPF maps"),
+        match self.bpf.sweep(&self.tables.read(), keep) {
+            Ok(Swept { removed, kept }) => {
+                self.stale_kept = kept > 0;
+                if removed > 0 {
+                    tracing::info!(removed, "removed stale entries from the BPF maps");
+                }
+            }
             Err(error) => tracing::warn!("can't look for stale entries in the BPF maps: {error:#}"),
         }
     }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use overlay_host::Host;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
-use super::state::StateFile;
+use super::state::Known;
 use super::{Agent, OnExit, Port, resolv_conf};
 use crate::api::Detached;
 use crate::bpf::{self, Bpf, Site};
@@ -209,9 +209,11 @@ fn detach_filters(instance: &Instance) {
     if !dir.exists() {
         return;
     }
-    let state = StateFile::in_dir(&dir).and_then(|file| file.load());
-    let uplink = state.ok().and_then(|state| state.uplink);
-    if let Some(Err(error)) = uplink.map(|name| bpf::detach_filter_of(Site::Uplink, &name)) {
+    let Ok(state) = Known::load(&dir) else {
+        return;
+    };
+    let uplink = state.uplink();
+    if let Some(Err(error)) = uplink.map(|name| bpf::detach_filter_of(Site::Uplink, name)) {
         tracing::error!("{error:#}");
     }
 }
@@ -222,9 +224,8 @@ fn remove_resolv_confs(instance: &Instance) {
     if !dir.exists() {
         return;
     }
-    let state = StateFile::in_dir(&dir).and_then(|file| file.load());
-    for port in state.into_iter().flat_map(|state| state.ports) {
-        resolv_conf::remove_of(&port);
+    if let Ok(state) = Known::load(&dir) {
+        state.ports().for_each(resolv_conf::remove_of);
     }
 }
 
@@ -295,7 +296,7 @@ impl Agent {
     }
 
     async fn detach_containers(&mut self) -> Vec<Port> {
-        let ports = self.state.ports.clone();
+        let ports: Vec<Port> = self.state.ports().cloned().collect();
         for port in &ports {
             if let Err(error) = self.port_remove(port).await {
                 tracing::error!(container = %port.endpoint.name, "{error:#}");

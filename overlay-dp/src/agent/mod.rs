@@ -19,6 +19,7 @@ mod slow;
 mod start;
 mod state;
 mod status;
+mod steps;
 mod underlay;
 mod uplink;
 mod verify;
@@ -51,7 +52,8 @@ use names::NameService;
 use next_hops::NextHops;
 use probe::Prober;
 use slow::SlowThread;
-use state::{State, StateFile};
+use state::State;
+pub use steps::Steps;
 pub use verify::{Finding, Verify};
 
 /// How often next hops are confirmed and stale map entries are looked for.
@@ -93,6 +95,8 @@ pub struct PortAdd {
     pub ifname: String,
     /// Whether the namespace gets a resolv.conf.
     pub resolv_conf: bool,
+    /// What was done for it before.
+    pub steps: Steps,
 }
 
 /// Where the answer goes.
@@ -253,10 +257,13 @@ struct Agent {
     untold: Vec<Endpoint>,
     /// Whether entries of an earlier agent may be left in the BPF maps.
     sweep_due: bool,
+    /// Whether the last sweep had to leave some of them to hosts that were not alive.
+    stale_kept: bool,
     /// Whether this start made the cluster.
     is_new: bool,
+    /// How long what took at the start.
+    steps: Steps,
     state: State,
-    state_file: StateFile,
     started: Instant,
     /// Whether the last tick's sweep may believe that silent owners are gone.
     settled: bool,
@@ -275,7 +282,7 @@ impl Agent {
         let me = self.cluster.me();
         tracing::info!(
             host = %me.name, id = %me.id, vtep = %me.vtep, uplink = %self.uplink.name,
-            mtu = self.inner_mtu, "attached"
+            mtu = self.inner_mtu, took = %self.steps, "attached"
         );
         for hook in &self.hooks {
             tracing::info!(interface = %hook.interface, site = %hook.site, attached = %hook.attached, why = %hook.why, "hook");
@@ -297,7 +304,7 @@ impl Agent {
         match request {
             Request::Status(reply) => drop(reply.send(self.status().await)),
             Request::Vteps(reply) => drop(reply.send(self.vteps().await)),
-            Request::Ports(reply) => drop(reply.send(Ok(self.state.ports.clone()))),
+            Request::Ports(reply) => drop(reply.send(Ok(self.state.ports().cloned().collect()))),
             Request::PortAdd(add, reply) => {
                 let done = self.port_add(*add).await;
                 // The port must carry traffic when the answer arrives.

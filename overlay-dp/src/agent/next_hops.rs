@@ -2,15 +2,18 @@
 //! the path's MTU, for the tables.
 //!
 //! A change on the host asks for nothing by itself. It marks the VTEPs that it may be about, and
-//! these are looked at together a little later, each once, however many changes there were.
+//! these are looked at together a little later, each once, however many changes there were; a part
+//! at a time, so that the agent has time for others in between.
 
 mod look;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::future;
 use std::net::IpAddr;
+use std::ops::RangeBounds;
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use overlay_common::wire::{Family, ip16};
 use overlay_core::tables::NextHop;
 use overlay_host::{Host, HostEvent};
@@ -21,6 +24,8 @@ use look::Look;
 const GATHER: Duration = Duration::from_millis(50);
 /// After a look at VTEPs, so many times as long as it took is spent otherwise.
 const REST: u32 = 3;
+/// So many VTEPs are looked at without a pause for others.
+const PART: usize = 64;
 /// The first pause until a VTEP without a usable neighbour is looked at again, doubled each time …
 const RETRY: Duration = Duration::from_millis(200);
 /// … up to this.
@@ -29,10 +34,14 @@ const RETRY_MOST: Duration = Duration::from_secs(1);
 /// The ways to all VTEPs.
 #[derive(Default)]
 pub struct NextHops {
-    ways: HashMap<IpAddr, Way>,
+    ways: BTreeMap<IpAddr, Way>,
     /// To be looked at.
     marked: HashSet<IpAddr>,
     due: Option<Instant>,
+    /// Those of the present look that are still to come.
+    coming: Vec<IpAddr>,
+    /// How long the present look has taken so far.
+    spent: Duration,
     /// Before which nothing is looked at.
     rest: Option<Instant>,
 }
@@ -128,7 +137,10 @@ impl NextHops {
             });
         }
         let now = Instant::now();
-        self.rest = Some(now + (now - begin) * REST);
+        self.spent += now - begin;
+        if self.coming.is_empty() {
+            self.rest = Some(now + std::mem::take(&mut self.spent) * REST);
+        }
         if let Some(pause) = again {
             self.due_in(pause);
         }
@@ -140,6 +152,11 @@ impl NextHops {
         let way = self.ways.get_mut(&vtep)?;
         way.path_mtu = mtu;
         way.next_hop(vtep)
+    }
+
+    /// What the tables are to have of a VTEP, if that is known.
+    pub fn next_hop(&self, vtep: IpAddr) -> Option<NextHop> {
+        self.ways.get(&vtep)?.next_hop(vtep)
     }
 
     /// The neighbour that a VTEP is reached through.
@@ -157,6 +174,7 @@ impl NextHops {
     pub fn forget(&mut self, vtep: IpAddr) {
         self.ways.remove(&vtep);
         self.marked.remove(&vtep);
+        self.coming.retain(|coming| *coming != vtep);
     }
 
     /// Marks the VTEPs that a change may be about.
@@ -176,7 +194,9 @@ impl NextHops {
             HostEvent::LinkChanged { ifindex, .. } | HostEvent::LinkGone { ifindex, .. } => {
                 self.mark(|way| way.via.is_empty() || way.via.iter().any(|via| via.1 == *ifindex));
             }
-            HostEvent::Route | HostEvent::Address { .. } | HostEvent::Overrun => self.mark_all(),
+            // Whichever route a VTEP has or gets, its address is within it.
+            HostEvent::Route(to) => self.mark_in(to.network()..=last(*to), |_| true),
+            HostEvent::Address { .. } | HostEvent::Overrun => self.mark_all(),
         }
     }
 
@@ -186,16 +206,19 @@ impl NextHops {
     }
 
     fn mark(&mut self, about: impl Fn(&Way) -> bool) {
-        let before = self.marked.len();
-        let ways = self.ways.iter_mut().filter(|(_, way)| about(way));
+        self.mark_in(.., about);
+    }
+
+    fn mark_in(&mut self, vteps: impl RangeBounds<IpAddr>, about: impl Fn(&Way) -> bool) {
+        let ways = self.ways.range_mut(vteps);
         let mut any = false;
-        for (vtep, way) in ways {
+        for (vtep, way) in ways.filter(|(_, way)| about(way)) {
             self.marked.insert(*vtep);
             // Something has changed: what comes next is a first try.
             way.retry = None;
             any = true;
         }
-        if any || self.marked.len() > before {
+        if any {
             self.due_in(GATHER);
         }
     }
@@ -219,15 +242,20 @@ impl NextHops {
     /// Returns when marked VTEPs are to be looked at.
     pub async fn wait(&self) {
         match self.due {
+            _ if !self.coming.is_empty() => {}
             Some(at) => tokio::time::sleep_until(at.into()).await,
             None => future::pending().await,
         }
     }
 
-    /// The marked VTEPs, for [`NextHops::resolve`].
+    /// The next marked VTEPs, for [`NextHops::resolve`].
     pub fn take_marked(&mut self) -> Vec<IpAddr> {
-        self.due = None;
-        self.marked.drain().collect()
+        if self.coming.is_empty() {
+            self.due = None;
+            self.coming = self.marked.drain().collect();
+        }
+        let others = self.coming.len().saturating_sub(PART);
+        self.coming.split_off(others)
     }
 
     /// Has the kernel confirm every gateway, so that none ages out while only BPF uses it.
@@ -240,6 +268,14 @@ impl NextHops {
                 tracing::debug!(%ip, %error, "can't have the neighbour confirmed");
             }
         }
+    }
+}
+
+/// The last address of a network.
+fn last(network: IpNetwork) -> IpAddr {
+    match network {
+        IpNetwork::V4(network) => network.broadcast().into(),
+        IpNetwork::V6(network) => network.broadcast().into(),
     }
 }
 
@@ -260,5 +296,65 @@ impl Way {
             dst_mac: hop.dst_mac?,
             mtu: mtu.saturating_sub(Family::of(&ip16(vtep)).overhead()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn of(vteps: &[&str]) -> NextHops {
+        let mut hops = NextHops::default();
+        for vtep in vteps {
+            hops.ways.insert(ip(vtep), Way::default());
+        }
+        hops
+    }
+
+    #[test]
+    fn a_route_is_about_the_vteps_within_it() {
+        let all = ["10.1.0.1", "10.1.255.255", "10.2.0.1", "fd00::1", "fd01::1"];
+        for (route, marked) in [
+            ("10.1.0.0/16", &all[..2]),
+            ("10.2.0.1/32", &all[2..3]),
+            ("0.0.0.0/0", &all[..3]),
+            ("fd00::/16", &all[3..4]),
+            ("::/0", &all[3..]),
+            ("192.0.2.0/24", &[]),
+        ] {
+            let mut hops = of(&all);
+            hops.on_host(&HostEvent::Route(route.parse().unwrap()));
+            let marked: HashSet<IpAddr> = marked.iter().map(|vtep| ip(vtep)).collect();
+            assert_eq!(hops.marked, marked, "{route}");
+            assert_eq!(hops.due.is_some(), !marked.is_empty(), "{route}");
+        }
+    }
+
+    #[tokio::test]
+    async fn many_are_looked_at_part_by_part_each_once() {
+        let names: Vec<String> = (0..200).map(|n| format!("10.0.0.{n}")).collect();
+        let mut hops = of(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        hops.mark_all();
+        let mut seen = HashSet::new();
+        let mut parts = 0;
+        while parts == 0 || !hops.coming.is_empty() {
+            hops.wait().await;
+            for vtep in hops.take_marked() {
+                assert!(seen.insert(vtep));
+                // It is to be tried again: not before all others had their turn.
+                hops.marked.insert(vtep);
+            }
+            parts += 1;
+            if parts == 1 {
+                let other = hops.coming[0];
+                hops.forget(other);
+                seen.insert(other);
+            }
+        }
+        assert_eq!((seen.len(), parts), (200, 200usize.div_ceil(PART)));
     }
 }

@@ -1,8 +1,10 @@
 //! Containers on this host: their veths, and the static entries that stand beside them.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use anyhow::{Result, anyhow, bail};
+use overlay_common::layout::FdbKey;
 use overlay_core::model::{Endpoint, MacAddr, Vni};
 use overlay_core::tables::StaticEntry;
 use overlay_host::{Netns as HostNetns, NetnsRef, PortSpec};
@@ -27,7 +29,9 @@ impl Agent {
             netns,
             ifname,
             resolv_conf,
+            mut steps,
         } = add;
+        steps.done("queue");
         let resolv_conf = match resolv_conf {
             true => Some(self.resolv_conf_for(&netns)?),
             false => None,
@@ -40,6 +44,7 @@ impl Agent {
             );
         }
         let name = self.port_name(endpoint.vni, endpoint.mac).await?;
+        steps.done("netns");
         let mtu = self.inner_mtu;
         let with_prefix = |ip: &IpAddr| Some((*ip, network.subnet_of(*ip)?.subnet.prefix()));
         let addrs: Vec<(IpAddr, u8)> = endpoint.ips.iter().filter_map(with_prefix).collect();
@@ -57,6 +62,7 @@ impl Agent {
                 gateway: None,
             })
             .await?;
+        steps.done("veth");
         endpoint.ips.extend(made.link_local.map(IpAddr::V6));
         let port = Port {
             netns,
@@ -72,35 +78,36 @@ impl Agent {
         };
         let finish = async {
             inside.run(|| set_offloads(&ifname, &self.plan))??;
+            steps.done("offloads");
             self.attach_port(&port)?;
-            self.state.ports.push(port.clone());
-            self.state_file.save(&self.state)?;
-            self.write_resolv_conf(&port)
+            steps.done("hook");
+            self.state.port_add(port.clone())?;
+            self.write_resolv_conf(&port)?;
+            steps.done("state");
+            anyhow::Ok(())
         };
         if let Err(error) = finish.await {
-            self.state.ports.retain(|p| p.local.port != name);
             self.undo_port(&port).await;
-            self.state_file.save(&self.state)?;
+            self.state.port_remove(&name)?;
             return Err(error);
         }
         self.follow_networks();
         if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
-            self.state.ports.retain(|p| p.local.port != name);
-            self.follow_networks();
             self.undo_port(&port).await;
-            self.state_file.save(&self.state)?;
+            let forgotten = self.state.port_remove(&name);
+            self.follow_networks();
+            forgotten?;
             return Err(error.into());
         }
-        tracing::info!(container = %port.endpoint.name, port = %name, ips = ?port.endpoint.ips, "container attached");
+        steps.done("gossip");
+        tracing::info!(container = %port.endpoint.name, port = %name, ips = ?port.endpoint.ips, took = %steps, "container attached");
         Ok(port)
     }
 
     /// Follows what other hosts tell of the networks that have a port or a static entry here, and
     /// of no others.
     pub(super) fn follow_networks(&self) {
-        let ports = self.state.ports.iter().map(|p| p.endpoint.vni);
-        let statics = self.state.statics.iter().map(|s| s.vni);
-        self.cluster.set_interest(ports.chain(statics).collect());
+        self.cluster.set_interest(self.state.networks());
     }
 
     /// Hooks the port up and tells the tables.
@@ -130,7 +137,7 @@ impl Agent {
     /// Removes this host's ports of that name, if any, and tells the cluster.
     pub(super) async fn ports_remove(&mut self, name: &str, vni: Option<Vni>) -> Result<Vec<Port>> {
         let wanted = |p: &&Port| p.endpoint.name == name && vni.is_none_or(|v| v == p.endpoint.vni);
-        let ports: Vec<Port> = self.state.ports.iter().filter(wanted).cloned().collect();
+        let ports: Vec<Port> = self.state.ports().filter(wanted).cloned().collect();
         for port in &ports {
             self.port_remove(port).await?;
         }
@@ -139,8 +146,7 @@ impl Agent {
 
     pub(super) async fn port_remove(&mut self, port: &Port) -> Result<()> {
         self.undo_port(port).await;
-        self.state.ports.retain(|p| p.local.port != port.local.port);
-        let saved = self.state_file.save(&self.state);
+        let saved = self.state.port_remove(&port.local.port);
         self.withdraw(&port.endpoint);
         tracing::info!(container = %port.endpoint.name, "container detached");
         saved
@@ -180,13 +186,7 @@ impl Agent {
 
     /// The kernel says that an interface is gone: with its container, if it was a port.
     pub(super) async fn port_gone(&mut self, ifindex: u32) {
-        let Some(port) = self
-            .state
-            .ports
-            .iter()
-            .find(|p| p.local.port_ifindex == ifindex)
-            .cloned()
-        else {
+        let Some(port) = self.state.port_at(ifindex).cloned() else {
             return;
         };
         tracing::info!(container = %port.endpoint.name, netns = %port.local.netns, "the container is gone");
@@ -197,32 +197,32 @@ impl Agent {
 
     /// Looks for ports whose interface went unnoticed.
     pub(super) async fn find_dead_ports(&mut self) {
-        let mut dead = Vec::new();
-        for port in &self.state.ports {
-            if !self.is_alive(port).await {
-                dead.push(port.local.port_ifindex);
-            }
-        }
-        for ifindex in dead {
-            self.port_gone(ifindex).await;
+        let interfaces = match self.interfaces().await {
+            Ok(interfaces) => interfaces,
+            Err(error) => return tracing::warn!("can't look at the ports: {error:#}"),
+        };
+        let dead = |port: &&Port| !is_alive(port, &interfaces);
+        let dead: Vec<Port> = self.state.ports().filter(dead).cloned().collect();
+        for port in dead {
+            self.port_gone(port.local.port_ifindex).await;
         }
     }
 
-    async fn is_alive(&self, port: &Port) -> bool {
-        match self.host.link(&port.local.port).await {
-            Ok(link) => link.is_some_and(|l| l.index == port.local.port_ifindex),
-            Err(error) => {
-                tracing::warn!(port = %port.local.port, %error, "can't look at a port");
-                true
-            }
-        }
+    /// All interfaces of the host, asked for at once: name by ifindex.
+    pub(super) async fn interfaces(&self) -> Result<HashMap<u32, String>> {
+        let links = self.host.links().await?.into_iter();
+        Ok(links.map(|link| (link.index, link.name)).collect())
     }
 
     /// Goes on with the ports of the last agent. What it left half made is removed.
     pub(super) async fn take_over_ports(&mut self) -> Result<()> {
-        for port in self.state.ports.clone() {
-            if !self.is_alive(&port).await {
-                self.port_gone(port.local.port_ifindex).await;
+        let interfaces = self.interfaces().await?;
+        let ports: Vec<Port> = self.state.ports().cloned().collect();
+        for port in ports {
+            if !is_alive(&port, &interfaces) {
+                if let Err(error) = self.port_remove(&port).await {
+                    tracing::error!("{error:#}");
+                }
                 continue;
             }
             self.addresses.keep(&port.endpoint);
@@ -243,8 +243,7 @@ impl Agent {
         self.settle_if_told();
         let owner = self.options.instance.owner();
         for link in self.host.links_owned_by(&owner).await? {
-            let is_port = link.name.starts_with(PORT_PREFIX);
-            if is_port && !self.state.ports.iter().any(|p| p.local.port == link.name) {
+            if link.name.starts_with(PORT_PREFIX) && self.state.port(&link.name).is_none() {
                 tracing::info!(port = %link.name, "removing a port that no container has");
                 self.host.delete_owned(&link.name, &owner).await?;
             }
@@ -257,10 +256,12 @@ impl Agent {
         if self.untold.is_empty() {
             return;
         }
-        let ports = &self.state.ports;
+        let key = |endpoint: &Endpoint| (endpoint.vni, endpoint.name.clone());
+        let ports = self.state.ports().map(|port| &port.endpoint);
+        let here: HashMap<_, &Endpoint> = ports.map(|here| (key(here), here)).collect();
         self.untold.retain(|endpoint| {
-            let is_here = ports.iter().any(|port| port.endpoint == *endpoint);
-            is_here && self.cluster.publish(endpoint.clone()).is_err()
+            here.get(&key(endpoint)) == Some(&endpoint)
+                && self.cluster.publish(endpoint.clone()).is_err()
         });
         self.settle_if_told();
     }
@@ -299,8 +300,7 @@ impl Agent {
         }
         for _ in 0..16 {
             let name = format!("{PORT_PREFIX}{hash:08x}");
-            let used = self.state.ports.iter().any(|p| p.local.port == name);
-            if !used {
+            if self.state.port(&name).is_none() {
                 // One that is there without a container was left by a crash.
                 self.host
                     .delete_owned(&name, &self.options.instance.owner())
@@ -327,7 +327,7 @@ impl Agent {
             );
         }
         let taken = |p: &&Port| (p.endpoint.vni, p.endpoint.mac) == (entry.vni, entry.mac);
-        if let Some(port) = self.state.ports.iter().find(taken) {
+        if let Some(port) = self.state.ports().find(taken) {
             bail!(
                 "{} is the address of this host's container '{}'",
                 entry.mac,
@@ -335,57 +335,40 @@ impl Agent {
             );
         }
         self.tables.write().static_add(entry.clone())?;
-        self.resolve(vec![entry.vtep]).await;
-        self.state
-            .statics
-            .retain(|s| (s.vni, s.mac) != (entry.vni, entry.mac));
-        self.state.statics.push(entry.clone());
-        self.state_file.save(&self.state)?;
+        self.find_way(entry.vtep).await;
+        self.state.static_add(entry.clone())?;
         Ok(self.static_row(&entry))
     }
 
     pub(super) fn static_remove(&mut self, vni: Vni, mac: MacAddr) -> Result<FdbRow> {
-        let found = self
-            .state
-            .statics
-            .iter()
-            .find(|s| (s.vni, s.mac) == (vni, mac));
-        let Some(entry) = found.cloned() else {
+        let Some(entry) = self.state.static_entry(vni, mac).cloned() else {
             bail!("no static entry for {mac} on that network: see 'overlay-dp fdb show'");
         };
         let row = self.static_row(&entry);
         self.tables.write().static_remove(vni, mac);
         self.forget_if_unknown(entry.vtep);
-        self.state.statics.retain(|s| (s.vni, s.mac) != (vni, mac));
-        self.state_file.save(&self.state)?;
+        self.state.statics_remove(&[(vni, mac)])?;
         Ok(row)
     }
 
     /// The static entries of a network that is gone go with it.
     pub(super) fn drop_statics_of(&mut self, vni: Vni) -> Result<()> {
-        let of_it = self.state.statics.iter().filter(|s| s.vni == vni);
-        let gone: Vec<(MacAddr, IpAddr)> = of_it.map(|s| (s.mac, s.vtep)).collect();
+        let of_it = self.state.statics().filter(|s| s.vni == vni);
+        let gone: Vec<(Vni, MacAddr, IpAddr)> = of_it.map(|s| (s.vni, s.mac, s.vtep)).collect();
         if gone.is_empty() {
             return Ok(());
         }
-        for (mac, vtep) in gone {
-            self.tables.write().static_remove(vni, mac);
-            self.forget_if_unknown(vtep);
+        for (vni, mac, vtep) in &gone {
+            self.tables.write().static_remove(*vni, *mac);
+            self.forget_if_unknown(*vtep);
         }
-        self.state.statics.retain(|s| s.vni != vni);
-        self.state_file.save(&self.state)
+        let keys: Vec<_> = gone.iter().map(|(vni, mac, _)| (*vni, *mac)).collect();
+        self.state.statics_remove(&keys)
     }
 
     fn static_row(&self, entry: &StaticEntry) -> FdbRow {
-        let rows = self.fdb();
-        let row = rows
-            .into_iter()
-            .find(|r| r.vni == entry.vni && r.mac == entry.mac);
-        let network = self
-            .tables
-            .read()
-            .network(entry.vni)
-            .map(|n| n.name.clone());
+        let tables = self.tables.read();
+        let network = tables.network(entry.vni).map(|n| n.name.clone());
         FdbRow {
             network: network.unwrap_or_else(|| entry.vni.to_string()),
             vni: entry.vni,
@@ -394,9 +377,16 @@ impl Agent {
             vtep: Some(entry.vtep),
             port: None,
             origin: "static".to_owned(),
-            installed: row.is_some_and(|r| r.installed),
+            installed: tables
+                .fdb_entry(&FdbKey::new(entry.vni.get(), entry.mac.0))
+                .is_some(),
         }
     }
+}
+
+/// Whether a port's interface is there.
+pub(super) fn is_alive(port: &Port, interfaces: &HashMap<u32, String>) -> bool {
+    interfaces.get(&port.local.port_ifindex) == Some(&port.local.port)
 }
 
 pub(super) fn netns_ref(netns: &Netns) -> NetnsRef {

@@ -26,7 +26,7 @@ impl Agent {
         }
         let path = Path::new("/etc/netns").join(name).join("resolv.conf");
         let same = |p: &&Port| p.resolv_conf.as_deref() == Some(&path);
-        if let Some(port) = self.state.ports.iter().find(same) {
+        if let Some(port) = self.state.ports().find(same) {
             bail!(
                 "{} is written for container '{}' already: a namespace asks the gateway of one network",
                 path.display(),

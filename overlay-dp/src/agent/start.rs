@@ -17,7 +17,8 @@ use super::leave::Lock;
 use super::names::NameService;
 use super::next_hops::NextHops;
 use super::probe::Prober;
-use super::state::StateFile;
+use super::state::State;
+use super::steps::Steps;
 use super::{Agent, Inputs, Options, Request, datapath};
 use crate::api::server::{self, Api};
 use crate::bpf::{self, Site};
@@ -34,6 +35,7 @@ impl Agent {
         options: Options,
         lock: Lock,
     ) -> Result<(Agent, Inputs, Api, mpsc::Receiver<Request>)> {
+        let mut steps = Steps::begin();
         let host = Host::new()?;
         let uplink = Uplink::discover(&host, &options.iface, options.advertise).await?;
         check_family(&uplink, options.join.as_deref())?;
@@ -42,10 +44,11 @@ impl Agent {
         let start = choose_start(&options)?;
         let (is_new, is_member) = (matches!(start, Start::New), matches!(start, Start::Resume));
         let state_dir = options.instance.state_dir();
-        let state_file = StateFile::in_dir(&state_dir)?;
-        let mut state = state_file.load()?;
+        let mut state = State::open(&state_dir)?;
         overlay_host::bpffs::ensure_mounted(Instance::BPFFS.as_ref())?;
+        steps.done("checks");
         let mut prepared = datapath::prepare(&options, &host, &uplink, inner_mtu).await?;
+        steps.done("programs");
         let (monitor, host_events) = Monitor::new()?;
         tokio::spawn(monitor);
         let config = overlay_cluster::Config {
@@ -59,14 +62,15 @@ impl Agent {
             )
         };
         let (cluster, cluster_events) = Cluster::start(config, start).await?;
+        steps.done("cluster");
         // The last steps, which change what an earlier agent left.
         let finish = async {
-            if let Some(old) = state.uplink.replace(uplink.name.clone())
+            if let Some(old) = state.set_uplink(&uplink.name)?
                 && old != uplink.name
             {
                 bpf::detach_filter_of(Site::Uplink, &old)?;
             }
-            state_file.save(&state)?;
+            let is_restart = state.ports().len() > 0;
             let (hooks, plan) = datapath::engage(&mut prepared, &uplink)?;
             let mut agent = Agent {
                 plan,
@@ -75,17 +79,15 @@ impl Agent {
                 inner_mtu,
                 tables: prepared.tables,
                 slow: prepared.slow,
-                names: NameService::start(
-                    prepared.desk,
-                    options.resolv_conf.clone(),
-                    !state.ports.is_empty(),
-                ),
+                names: NameService::start(prepared.desk, options.resolv_conf.clone(), is_restart),
                 punt: [prepared.punt.near_ifindex, prepared.punt.far_ifindex],
                 fatal: None,
                 expelled: false,
                 untold: Vec::new(),
                 sweep_due: true,
+                stale_kept: true,
                 is_new,
+                steps,
                 next_hops: NextHops::default(),
                 prober: Prober::start(data_port, options.data_port)?,
                 uplink_problem: None,
@@ -100,10 +102,11 @@ impl Agent {
                 addresses: Addresses::load(cluster.clone(), &state_dir, is_member)?,
                 cluster: cluster.clone(),
                 state,
-                state_file,
                 _lock: lock,
             };
+            agent.steps.done("hooks");
             agent.take_over().await?;
+            agent.steps.done("ports");
             match std::fs::remove_file(restore_file(&agent.options.instance)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error.into());
@@ -118,6 +121,7 @@ impl Agent {
             tokio::spawn(Arc::clone(&addresses).run());
             let api =
                 server::start(&agent.options.instance, cluster.clone(), addresses, sender).await?;
+            agent.steps.done("contact");
             anyhow::Ok((agent, api, requests))
         };
         match finish.await {
@@ -148,19 +152,25 @@ impl Agent {
                 .change(|names| names.network_set(network.clone()));
             self.tables.write().network_add(network);
         }
+        let mut vteps = Vec::new();
         for member in self.cluster.members().into_iter().filter(|m| !m.me) {
-            self.add_vtep(member.host.vtep).await;
+            if self.take_vtep(member.host.vtep) {
+                vteps.push(member.host.vtep);
+            }
             self.members.insert(member.host.id, member.host);
         }
-        for entry in self.state.statics.clone() {
-            let taken = self.tables.write().static_add(entry.clone());
-            match taken {
-                Ok(()) => self.resolve(vec![entry.vtep]).await,
+        for entry in self.state.statics() {
+            match self.tables.write().static_add(entry.clone()) {
+                Ok(()) => vteps.push(entry.vtep),
                 Err(error) => {
                     tracing::warn!(mac = %entry.mac, %error, "a static entry is not taken over");
                 }
             }
         }
+        vteps.sort_unstable();
+        vteps.dedup();
+        // Together: what many have in common, the kernel is asked once.
+        self.resolve(vteps).await;
         self.take_over_ports().await?;
         self.flush();
         Ok(())

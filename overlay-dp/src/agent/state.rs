@@ -1,17 +1,24 @@
 //! What a host's agent must know again after it died: its ports and its static entries.
 
+mod journal;
+mod json_file;
+mod sequence;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::io::Write as _;
-use std::marker::PhantomData;
+use std::io::ErrorKind;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use overlay_core::model::Endpoint;
+use overlay_core::model::{Endpoint, MacAddr, Vni};
 use overlay_core::tables::StaticEntry;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{LocalContainer, Netns};
+use journal::Journal;
+pub use json_file::JsonFile;
+use sequence::Sequence;
 
 /// A container's attachment on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,107 +34,290 @@ pub struct Port {
     pub resolv_conf: Option<PathBuf>,
 }
 
-/// The file's content.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What the host's agent must know again. Each change is on disk when its call returns.
 pub struct State {
-    /// Every port.
-    pub ports: Vec<Port>,
-    /// Every static entry.
-    pub statics: Vec<StaticEntry>,
-    /// The uplink that the data path was made for.
-    pub uplink: Option<String>,
-}
-
-/// The file with the [`State`].
-pub type StateFile = JsonFile<State>;
-
-/// A JSON file that is replaced as a whole, so that it is valid whenever the agent is killed.
-pub struct JsonFile<T> {
+    known: Known,
     path: PathBuf,
-    content: PhantomData<fn(&T) -> T>,
+    journal: Journal<Change>,
 }
 
-impl StateFile {
-    /// The file in `dir`, which is made if need be.
-    ///
-    /// # Errors
-    /// When `dir` can't be made.
-    pub fn in_dir(dir: &Path) -> Result<StateFile> {
-        JsonFile::new(dir, "agent.json")
-    }
+/// What is known.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// By the interface's name.
+    ports: Sequence<String, Port>,
+    /// The interface of each ifindex.
+    at: HashMap<u32, String>,
+    statics: Sequence<(Vni, MacAddr), StaticEntry>,
+    /// How many ports and static entries each network has; none of them zero.
+    networks: BTreeMap<Vni, usize>,
+    uplink: Option<String>,
 }
 
-impl<T: Default + DeserializeOwned + Serialize> JsonFile<T> {
-    /// The file `name` in `dir`, which is made if need be.
+/// A line of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Change {
+    /// The uplink that the data path was made for.
+    Uplink(String),
+    Port(Box<Port>),
+    PortGone(String),
+    Static(StaticEntry),
+    StaticGone(Vni, MacAddr),
+}
+
+/// As `agent.json` had it, which is read when there is no journal yet.
+#[derive(Default, Serialize, Deserialize)]
+struct Whole {
+    ports: Vec<Port>,
+    statics: Vec<StaticEntry>,
+    uplink: Option<String>,
+}
+
+/// The file in a state directory.
+const JOURNAL: &str = "agent.journal";
+/// What it replaced.
+const WHOLE: &str = "agent.json";
+/// The file is written anew when it has so many times as many changes as there are things …
+const SLACK: usize = 2;
+/// … and so many more.
+const SPARE: usize = 256;
+
+impl State {
+    /// Opens the file in `dir`, which is made if need be.
     ///
     /// # Errors
-    /// When `dir` can't be made.
-    pub fn new(dir: &Path, name: &str) -> Result<JsonFile<T>> {
+    /// When it can't be made, read, understood or written.
+    pub fn open(dir: &Path) -> Result<State> {
         fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
-        Ok(JsonFile {
-            path: dir.join(name),
-            content: PhantomData,
-        })
-    }
-
-    /// What is stored; the default when there is no file.
-    ///
-    /// # Errors
-    /// When the file is there but can't be read or understood.
-    pub fn load(&self) -> Result<T> {
-        let text = match fs::read(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(T::default());
+        let path = dir.join(JOURNAL);
+        let (known, journal) = match Journal::read(&path)? {
+            Some((changes, len)) => {
+                let journal = Journal::resume(&path, changes.len(), len)?;
+                (Known::from_iter(changes), journal)
             }
-            Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", self.path.display()));
+            None => {
+                let known = Known::from_whole(dir)?;
+                let journal = Journal::create(&path, known.changes())?;
+                (known, journal)
             }
         };
-        serde_json::from_slice(&text).with_context(|| {
-            format!(
-                "{} is damaged: restore it, or run 'overlay-dp detach --force' to begin anew",
-                self.path.display()
-            )
-        })
+        match fs::remove_file(dir.join(WHOLE)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(State {
+                known,
+                path,
+                journal,
+            }),
+        }
     }
 
-    /// Replaces the file.
+    /// Notes the uplink that the data path is made for. Returns the one before.
     ///
     /// # Errors
-    /// When it can't be written; the old one is still there then.
-    pub fn save(&self, content: &T) -> Result<()> {
-        let dir = self.path.parent().context("a state file has a directory")?;
-        let write = || -> Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(dir)?;
-            serde_json::to_writer_pretty(&mut file, content)?;
-            file.flush()?;
-            file.as_file().sync_all()?;
-            file.persist(&self.path)?;
-            fs::File::open(dir)?.sync_all()?;
-            Ok(())
-        };
-        write().with_context(|| format!("can't write {}", self.path.display()))
+    /// When that can't be written.
+    pub fn set_uplink(&mut self, name: &str) -> Result<Option<String>> {
+        let before = self.known.uplink.clone();
+        if before.as_deref() != Some(name) {
+            self.change(vec![Change::Uplink(name.to_owned())])?;
+        }
+        Ok(before)
+    }
+
+    /// Notes a port.
+    ///
+    /// # Errors
+    /// When that can't be written: then it is not known here, either.
+    pub fn port_add(&mut self, port: Port) -> Result<()> {
+        self.change(vec![Change::Port(Box::new(port))])
+    }
+
+    /// Forgets the port with this interface, if it is known.
+    ///
+    /// # Errors
+    /// When that can't be written: then the next agent will find it dead.
+    pub fn port_remove(&mut self, interface: &str) -> Result<()> {
+        if self.known.ports.get(interface).is_none() {
+            return Ok(());
+        }
+        let change = Change::PortGone(interface.to_owned());
+        let written = self.change(vec![change.clone()]);
+        if written.is_err() {
+            self.known.apply(change);
+        }
+        written
+    }
+
+    /// Notes a static entry, in place of the one for the same MAC.
+    ///
+    /// # Errors
+    /// When that can't be written: then it is not known here, either.
+    pub fn static_add(&mut self, entry: StaticEntry) -> Result<()> {
+        self.change(vec![Change::Static(entry)])
+    }
+
+    /// Forgets static entries.
+    ///
+    /// # Errors
+    /// When that can't be written: then they are still known.
+    pub fn statics_remove(&mut self, which: &[(Vni, MacAddr)]) -> Result<()> {
+        let gone = |(vni, mac): &(Vni, MacAddr)| Change::StaticGone(*vni, *mac);
+        self.change(which.iter().map(gone).collect())
+    }
+
+    fn change(&mut self, changes: Vec<Change>) -> Result<()> {
+        self.journal.append(&changes)?;
+        for change in changes {
+            self.known.apply(change);
+        }
+        if self.journal.changes() > SLACK * self.known.things() + SPARE {
+            // What there is, is on disk: that the file stays long is no reason to fail.
+            match Journal::create(&self.path, self.known.changes()) {
+                Ok(journal) => self.journal = journal,
+                Err(error) => tracing::warn!("the state file is not made smaller: {error:#}"),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Deref for State {
+    type Target = Known;
+
+    fn deref(&self) -> &Known {
+        &self.known
+    }
+}
+
+impl Known {
+    /// What the file in `dir` tells, which is not touched.
+    ///
+    /// # Errors
+    /// When it is there but can't be read or understood.
+    pub fn load(dir: &Path) -> Result<Known> {
+        match Journal::read(&dir.join(JOURNAL))? {
+            Some((changes, _)) => Ok(Known::from_iter(changes)),
+            None => Known::from_whole(dir),
+        }
+    }
+
+    fn from_whole(dir: &Path) -> Result<Known> {
+        let Whole {
+            ports,
+            statics,
+            uplink,
+        } = JsonFile::new(dir, WHOLE)?.load()?;
+        let ports = ports.into_iter().map(|port| Change::Port(Box::new(port)));
+        let statics = statics.into_iter().map(Change::Static);
+        let uplink = uplink.into_iter().map(Change::Uplink);
+        Ok(uplink.chain(ports).chain(statics).collect())
+    }
+
+    /// Every port, in the order of their coming.
+    pub fn ports(&self) -> impl ExactSizeIterator<Item = &Port> {
+        self.ports.values()
+    }
+
+    /// The port with this interface.
+    pub fn port(&self, interface: &str) -> Option<&Port> {
+        self.ports.get(interface)
+    }
+
+    /// The port with this ifindex.
+    pub fn port_at(&self, ifindex: u32) -> Option<&Port> {
+        self.ports.get(self.at.get(&ifindex)?)
+    }
+
+    /// Every static entry, in the order of their coming.
+    pub fn statics(&self) -> impl ExactSizeIterator<Item = &StaticEntry> {
+        self.statics.values()
+    }
+
+    /// The static entry for a MAC.
+    pub fn static_entry(&self, vni: Vni, mac: MacAddr) -> Option<&StaticEntry> {
+        self.statics.get(&(vni, mac))
+    }
+
+    /// The networks with a port or a static entry.
+    pub fn networks(&self) -> BTreeSet<Vni> {
+        self.networks.keys().copied().collect()
+    }
+
+    /// The uplink that the data path was made for.
+    pub fn uplink(&self) -> Option<&str> {
+        self.uplink.as_deref()
+    }
+
+    fn things(&self) -> usize {
+        self.ports.values().len() + self.statics.values().len()
+    }
+
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Uplink(name) => self.uplink = Some(name),
+            Change::Port(port) => {
+                let local = &port.local;
+                self.at.insert(local.port_ifindex, local.port.clone());
+                self.count(port.endpoint.vni);
+                let before = self.ports.insert(local.port.clone(), *port);
+                self.uncount(before.map(|before| before.endpoint.vni));
+            }
+            Change::PortGone(interface) => {
+                let port = self.ports.remove(&interface);
+                let ifindex = port.as_ref().map(|port| port.local.port_ifindex);
+                // Another port may have had that ifindex since.
+                if let Some(ifindex) = ifindex
+                    && self.at.get(&ifindex) == Some(&interface)
+                {
+                    self.at.remove(&ifindex);
+                }
+                self.uncount(port.map(|port| port.endpoint.vni));
+            }
+            Change::Static(entry) => {
+                self.count(entry.vni);
+                let before = self.statics.insert((entry.vni, entry.mac), entry);
+                self.uncount(before.map(|before| before.vni));
+            }
+            Change::StaticGone(vni, mac) => {
+                let entry = self.statics.remove(&(vni, mac));
+                self.uncount(entry.map(|entry| entry.vni));
+            }
+        }
+    }
+
+    fn count(&mut self, vni: Vni) {
+        *self.networks.entry(vni).or_default() += 1;
+    }
+
+    fn uncount(&mut self, vni: Option<Vni>) {
+        if let Some(vni) = vni
+            && let Some(count) = self.networks.get_mut(&vni)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.networks.remove(&vni);
+            }
+        }
+    }
+
+    /// As few changes as make it.
+    fn changes(&self) -> impl Iterator<Item = Change> {
+        let uplink = self.uplink.clone().map(Change::Uplink);
+        let port = |port: &Port| Change::Port(Box::new(port.clone()));
+        let entry = |entry: &StaticEntry| Change::Static(entry.clone());
+        let ports = self.ports.values().map(port);
+        let statics = self.statics.values().map(entry);
+        uplink.into_iter().chain(ports).chain(statics)
+    }
+}
+
+impl FromIterator<Change> for Known {
+    fn from_iter<I: IntoIterator<Item = Change>>(changes: I) -> Known {
+        let mut known = Known::default();
+        changes.into_iter().for_each(|change| known.apply(change));
+        known
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_file_is_empty_and_a_damaged_one_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = StateFile::in_dir(dir.path()).unwrap();
-        assert_eq!(file.load().unwrap(), State::default());
-        let state = State {
-            uplink: Some("eth0".into()),
-            ..State::default()
-        };
-        file.save(&state).unwrap();
-        assert_eq!(file.load().unwrap(), state);
-        let text = fs::read(&file.path).unwrap();
-        fs::write(&file.path, &text[..text.len() - 2]).unwrap();
-        assert!(format!("{:#}", file.load().unwrap_err()).contains("detach --force"));
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! What the agent knows, for people.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use crate::bpf::Hook;
 
 impl Agent {
     pub(super) async fn status(&self) -> Result<Status> {
-        let hooks = self.hooks_now().await;
+        let hooks = self.hooks_now().await?;
         let me = self.cluster.me();
-        let members = self.cluster.members();
+        let members = self.members_by_vtep();
         let probes = self.prober.counters();
         let tables = self.tables.read();
         let vteps = tables
             .vteps()
             .map(|vtep| {
-                let member = members.iter().find(|m| m.host.vtep == vtep.ip);
+                let member = members.get(&vtep.ip);
                 VtepStatus {
                     address: vtep.ip,
                     host: member.map(|m| m.host.id),
@@ -42,8 +42,7 @@ impl Agent {
             .drops()?
             .into_iter()
             .map(|(reason, n)| (reason.name().to_owned(), n + self.slow.drops(reason)));
-        let networks: std::collections::BTreeSet<_> =
-            self.state.ports.iter().map(|p| p.endpoint.vni).collect();
+        let networks: BTreeSet<_> = self.state.ports().map(|p| p.endpoint.vni).collect();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.options.instance.name().to_owned(),
@@ -73,7 +72,7 @@ impl Agent {
                 unknown: probes.unknown,
             },
             networks_attached: networks.len(),
-            ports: self.state.ports.len(),
+            ports: self.state.ports().len(),
             stats: self
                 .bpf
                 .stats()?
@@ -87,19 +86,8 @@ impl Agent {
 
     /// The ways to the other VTEPs, in order of their addresses.
     pub(super) async fn vteps(&self) -> Result<Vec<VtepInfo>> {
-        let names: HashMap<u32, String> = self
-            .host
-            .links()
-            .await?
-            .into_iter()
-            .map(|link| (link.index, link.name))
-            .collect();
-        let members: HashMap<IpAddr, Member> = self
-            .cluster
-            .members()
-            .into_iter()
-            .map(|member| (member.host.vtep, member))
-            .collect();
+        let names = self.interfaces().await?;
+        let members = self.members_by_vtep();
         let tables = self.tables.read();
         let info = |vtep: VtepRow| {
             let member = members.get(&vtep.ip);
@@ -130,17 +118,22 @@ impl Agent {
         Ok(tables.vteps().map(info).collect())
     }
 
+    fn members_by_vtep(&self) -> HashMap<IpAddr, Member> {
+        let members = self.cluster.members().into_iter();
+        members.map(|member| (member.host.vtep, member)).collect()
+    }
+
     /// The hooks as they are now: somebody may have removed an interface or a program.
-    pub(super) async fn hooks_now(&self) -> Vec<Hook> {
+    pub(super) async fn hooks_now(&self) -> Result<Vec<Hook>> {
+        let interfaces = self.interfaces().await?;
         let mut hooks = self.hooks.clone();
         for hook in &mut hooks {
-            let link = self.host.link(&hook.interface).await;
-            let same = link.is_ok_and(|l| l.is_some_and(|l| l.index == hook.ifindex));
+            let same = interfaces.get(&hook.ifindex) == Some(&hook.interface);
             if !same || !self.bpf.is_attached(hook) {
                 hook.attached = "MISSING".to_owned();
             }
         }
-        hooks
+        Ok(hooks)
     }
 
     /// The forwarding table, sorted.
@@ -152,11 +145,7 @@ impl Agent {
             .map(|row| {
                 let (vtep, port, origin) = match row.origin {
                     Origin::Port(ifindex) => {
-                        let port = self
-                            .state
-                            .ports
-                            .iter()
-                            .find(|p| p.local.port_ifindex == ifindex);
+                        let port = self.state.port_at(ifindex);
                         (None, port.map(|p| p.local.port.clone()), "port")
                     }
                     Origin::Host(vtep) => (Some(vtep), None, "host"),

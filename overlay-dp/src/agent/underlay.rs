@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use overlay_cluster::MemberState;
+use overlay_common::wire::ip16;
 use overlay_core::model::{Host, HostId};
 use overlay_host::HostEvent;
 
@@ -14,11 +15,27 @@ use crate::api::DataPath;
 
 impl Agent {
     pub(super) async fn add_vtep(&mut self, vtep: IpAddr) {
-        if let Err(error) = self.tables.write().vtep_add(vtep) {
-            tracing::warn!(%vtep, %error, "a VTEP is not taken");
-            return;
+        if self.take_vtep(vtep) {
+            self.find_way(vtep).await;
         }
-        self.resolve(vec![vtep]).await;
+    }
+
+    /// Tells the tables of a host's VTEP. False when they don't take it.
+    pub(super) fn take_vtep(&mut self, vtep: IpAddr) -> bool {
+        let taken = self.tables.write().vtep_add(vtep);
+        if let Err(error) = &taken {
+            tracing::warn!(%vtep, %error, "a VTEP is not taken");
+        }
+        taken.is_ok()
+    }
+
+    /// Looks for the way to a VTEP, now if it is new.
+    pub(super) async fn find_way(&mut self, vtep: IpAddr) {
+        match self.next_hops.next_hop(vtep) {
+            // The tables may have forgotten it meanwhile.
+            Some(next_hop) => self.tables.write().next_hop(vtep, Some(next_hop)),
+            None => self.resolve(vec![vtep]).await,
+        }
     }
 
     pub(super) fn remove_vtep(&mut self, vtep: IpAddr) {
@@ -28,7 +45,7 @@ impl Agent {
 
     /// A VTEP that no host and no static entry has needs no way.
     pub(super) fn forget_if_unknown(&mut self, vtep: IpAddr) {
-        if !self.tables.read().vteps().any(|known| known.ip == vtep) {
+        if self.tables.read().vtep_entry(&ip16(vtep)).is_none() {
             self.next_hops.forget(vtep);
             self.prober.forget(vtep);
         }

@@ -28,7 +28,7 @@ impl Agent {
             }
             // Also on an interface that is to become the uplink.
             HostEvent::Address { .. } | HostEvent::Overrun => true,
-            HostEvent::Neighbour { .. } | HostEvent::Route => false,
+            HostEvent::Neighbour { .. } | HostEvent::Route(_) => false,
         };
         if ours {
             self.next_hops.look_soon();

@@ -1,21 +1,23 @@
 //! `verify`: whether what was agreed, what hosts told each other, the tables, the BPF maps and the
 //! kernel say the same. It is the invariant that every test ends with.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::net::IpAddr;
 
 use anyhow::Result;
 use overlay_cluster::MemberState;
+use overlay_common::layout::FdbKey;
 use overlay_common::wire::{Ip16, ip16};
+use overlay_core::holdings::Surplus;
 use overlay_core::model::{Endpoint, HostId, MacAddr, Vni};
 use overlay_core::tables::{MapContents, MapUpdate, Origin};
 use overlay_host::Netns as HostNetns;
 use serde::{Deserialize, Serialize};
 
 use super::datapath::{PORT_PREFIX, PUNT_FAR, PUNT_NEAR};
-use super::ports::netns_ref;
+use super::ports::{is_alive, netns_ref};
 use super::{Agent, Port};
 
 /// A difference.
@@ -89,19 +91,16 @@ impl Agent {
     /// What was agreed against what this host has.
     fn look_at_facts(&self, report: &mut Report) {
         let me = self.cluster.me().id;
-        for port in &self.state.ports {
+        for port in self.state.ports() {
             let checked = self.cluster.facts(|facts| facts.check(me, &port.endpoint));
             if let Err(fault) = checked {
                 report.add("facts", &port.endpoint.name, fault.to_string());
             }
         }
-        for back in self.addresses.unused() {
-            let ranges = back.ranges.iter();
-            let unused: u64 = ranges.map(|r| u64::from(r.last - r.first) + 1).sum();
-            let macs = back.macs.len();
+        for Surplus { vni, offsets, macs } in self.addresses.unused() {
             let problem =
-                format!("leased to this host and not used: {unused} addresses, {macs} MACs");
-            report.add("facts", self.network_name(back.vni), problem);
+                format!("leased to this host and not used: {offsets} addresses, {macs} MACs");
+            report.add("facts", self.network_name(vni), problem);
         }
         for (vni, offset) in self.addresses.lost() {
             let problem = format!("address {offset} is in use here, and leased to another host");
@@ -153,7 +152,7 @@ impl Agent {
                 }
             }
         }
-        for port in &self.state.ports {
+        for port in self.state.ports() {
             let key = (port.endpoint.vni, port.endpoint.name.clone());
             match told.remove(&key) {
                 Some(endpoint) if endpoint == port.endpoint => {}
@@ -250,10 +249,8 @@ impl Agent {
             },
         );
         let behind_silent = |vni, mac| {
-            let mut entries = have.fdb.iter();
-            entries.any(|(k, e)| {
-                (k.vni(), k.mac()) == (vni, mac) && e.port().is_none() && kept(e.vtep())
-            })
+            let entry = have.fdb.get(&FdbKey::new(vni, mac));
+            entry.is_some_and(|entry| entry.port().is_none() && kept(entry.vtep()))
         };
         compare(
             report,
@@ -286,7 +283,7 @@ impl Agent {
 
     /// Interfaces and programs against what this host has.
     async fn look_at_kernel(&self, report: &mut Report) -> Result<()> {
-        for hook in self.hooks_now().await {
+        for hook in self.hooks_now().await? {
             if hook.attached == "MISSING" {
                 report.add(
                     "kernel",
@@ -295,8 +292,13 @@ impl Agent {
                 );
             }
         }
-        for port in &self.state.ports {
-            if let Err(problem) = self.look_at_port(port).await {
+        let interfaces = self.interfaces().await?;
+        for port in self.state.ports() {
+            let looked = match is_alive(port, &interfaces) {
+                true => self.look_inside(port).await,
+                false => Err(format!("its port {} is gone", port.local.port)),
+            };
+            if let Err(problem) = looked {
                 report.add("kernel", &port.endpoint.name, problem);
             }
         }
@@ -315,14 +317,9 @@ impl Agent {
         Ok(())
     }
 
-    /// The veth of a container: both ends.
-    async fn look_at_port(&self, port: &Port) -> Result<(), String> {
+    /// The container's end of its veth.
+    async fn look_inside(&self, port: &Port) -> Result<(), String> {
         let local = &port.local;
-        let link = self.host.link(&local.port).await;
-        let link = link.map_err(|e| e.to_string())?;
-        if link.is_none_or(|link| link.index != local.port_ifindex) {
-            return Err(format!("its port {} is gone", local.port));
-        }
         let inside = HostNetns::open(&netns_ref(&port.netns)).map_err(|e| e.to_string())?;
         let link = self.host.container_link(&inside, &local.ifname).await;
         let Some(link) = link.map_err(|e| e.to_string())? else {
@@ -349,16 +346,15 @@ impl Agent {
             .host
             .links_owned_by(&self.options.instance.owner())
             .await?;
-        let is_port = |name: &str| self.state.ports.iter().any(|p| p.local.port == name);
         let names = owned.into_iter().map(|link| link.name);
         Ok(names
-            .filter(|name| name.starts_with(PORT_PREFIX) && !is_port(name))
+            .filter(|name| name.starts_with(PORT_PREFIX) && self.state.port(name).is_none())
             .collect())
     }
 
     /// Whether every live VTEP can be reached.
     fn look_at_underlay(&self, report: &mut Report) {
-        let alive: Vec<IpAddr> = self
+        let alive: HashSet<IpAddr> = self
             .cluster
             .members()
             .into_iter()
@@ -384,7 +380,7 @@ impl Agent {
         for name in self.orphans().await? {
             self.host.delete_owned(&name, &owner).await?;
         }
-        for port in self.state.ports.clone() {
+        for port in self.state.ports() {
             if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
                 tracing::warn!(container = %port.endpoint.name, %error, "can't be published");
             }
@@ -398,7 +394,7 @@ impl Agent {
 
     /// The VTEPs of hosts that are not alive: what is behind them stays in the maps until they are
     /// forgotten.
-    pub(super) fn silent_vteps(&self) -> Vec<Ip16> {
+    pub(super) fn silent_vteps(&self) -> HashSet<Ip16> {
         let silent = |m: &overlay_cluster::Member| !m.me && m.state != MemberState::Alive;
         let members = self.cluster.members().into_iter();
         members.filter(silent).map(|m| ip16(m.host.vtep)).collect()

@@ -11,17 +11,14 @@ const ID_LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
 /// The name that was asked for, or that of the next task of its service. All names that the
 /// container is to have are checked.
-pub(super) fn of_container(
-    ask: &ContainerAdd,
-    others: impl FnOnce() -> Vec<(HostId, Endpoint)>,
-) -> Result<String> {
+pub(super) fn of_container(ask: &ContainerAdd, others: &[(HostId, Endpoint)]) -> Result<String> {
     for name in ask.aliases.iter().chain(&ask.service) {
         check_name(name)?;
     }
     let name = match (&ask.name, &ask.service) {
         (Some(name), _) => name.clone(),
         (None, Some(service)) => {
-            let slot = free_slot(service, &others());
+            let slot = free_slot(service, others);
             format!("{service}.{slot}.{}", random_id())
         }
         (None, None) => bail!("a container needs a name, or a service to be named after"),
@@ -85,13 +82,13 @@ mod tests {
 
     #[test]
     fn tasks_take_the_lowest_free_slot() {
-        let others = vec![
+        let others = [
             task("web.1.a", "web"),
             task("web.3", "web"),
             task("web.2.b", "other"),
             task("web.x", "web"),
         ];
-        let name = of_container(&ask(None, Some("web")), || others).unwrap();
+        let name = of_container(&ask(None, Some("web")), &others).unwrap();
         let id = name.strip_prefix("web.2.").unwrap();
         assert_eq!(id.len(), ID_LEN);
         assert!(id.bytes().all(|b| ID_LETTERS.contains(&b)));
@@ -99,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        let of = |ask: &ContainerAdd| of_container(ask, Vec::new);
+        let of = |ask: &ContainerAdd| of_container(ask, &[]);
         assert_eq!(of(&ask(Some("a.1"), Some("web"))).unwrap(), "a.1");
         assert!(of(&ask(None, None)).is_err());
         assert!(of(&ask(Some("a b"), None)).is_err());

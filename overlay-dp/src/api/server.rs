@@ -26,7 +26,7 @@ use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
     FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, VtepInfo, names,
 };
-use crate::agent::{Addresses, PortAdd, Reply, Request, Wish};
+use crate::agent::{Addresses, PortAdd, Reply, Request, Steps, Wish};
 use crate::instance::Instance;
 
 /// How long answers that are under way may take when the agent stops.
@@ -96,6 +96,9 @@ pub async fn start(
     Ok(Api { stop, task })
 }
 
+/// What only this host knows of its containers, by network and name.
+type LocalPorts = HashMap<(Vni, String), LocalContainer>;
+
 /// What every handler has.
 #[derive(Clone)]
 pub(super) struct Ctx {
@@ -135,8 +138,20 @@ impl Ctx {
 
     /// Every endpoint of a network, this host's with what only it knows.
     pub async fn containers_of(&self, network: &Network) -> Result<Vec<ContainerInfo>> {
+        let ports = self.ports().await?;
+        Ok(self.containers_with(network, &ports).await)
+    }
+
+    /// This host's ports, by network and name.
+    async fn ports(&self) -> Result<LocalPorts> {
+        let ports = self.ask(Request::Ports).await?.into_iter();
+        Ok(ports
+            .map(|p| ((p.endpoint.vni, p.endpoint.name), p.local))
+            .collect())
+    }
+
+    async fn containers_with(&self, network: &Network, ports: &LocalPorts) -> Vec<ContainerInfo> {
         let hosts = self.host_names();
-        let ports = self.ask(Request::Ports).await?;
         let me = self.cluster.me().id;
         let mut list: Vec<ContainerInfo> = self
             .cluster
@@ -144,12 +159,10 @@ impl Ctx {
             .await
             .into_iter()
             .map(|(host, endpoint)| {
-                let is_it =
-                    |e: &Endpoint| host == me && e.vni == endpoint.vni && e.name == endpoint.name;
-                let local = ports
-                    .iter()
-                    .find(|p| is_it(&p.endpoint))
-                    .map(|p| p.local.clone());
+                let local = match host == me {
+                    true => ports.get(&(endpoint.vni, endpoint.name.clone())).cloned(),
+                    false => None,
+                };
                 let name = hosts
                     .get(&host)
                     .map_or_else(|| host.to_string(), |h| h.name.clone());
@@ -157,7 +170,7 @@ impl Ctx {
             })
             .collect();
         list.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(list)
+        list
     }
 
     fn network_info(&self, network: Network) -> NetworkInfo {
@@ -301,10 +314,11 @@ async fn network_remove(State(ctx): State<Ctx>, Path(name): Path<String>) -> Ans
 
 async fn containers(State(ctx): State<Ctx>) -> Answer<Vec<ContainerInfo>> {
     // Networks without a container here are asked about, all at the same time.
-    let networks = ctx.cluster.networks();
-    let lists = networks.iter().map(|network| ctx.containers_of(network));
-    let lists = futures_util::future::try_join_all(lists).await?;
-    Ok(Json(lists.concat()))
+    let (networks, ports) = (ctx.cluster.networks(), ctx.ports().await?);
+    let lists = networks
+        .iter()
+        .map(|network| ctx.containers_with(network, &ports));
+    Ok(Json(futures_util::future::join_all(lists).await.concat()))
 }
 
 async fn container_add(
@@ -317,17 +331,22 @@ async fn container_add(
 }
 
 async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
+    let mut steps = Steps::begin();
     let network = ctx.network(&ask.network).await?;
     // What other hosts have there is known when the container is: its first packet finds them.
-    let others = ctx.cluster.look_up(network.vni).await;
-    let name = names::of_container(&ask, || others.clone())?;
-    if let Some((host, _)) = others.iter().find(|(_, e)| e.name == name) {
+    // Not all of it is looked through for every name.
+    let others = match ask.ip.is_some() || ask.name.is_none() {
+        true => ctx.cluster.look_up(network.vni).await,
+        false => Vec::new(),
+    };
+    let name = names::of_container(&ask, &others)?;
+    if let Some(host) = ctx.cluster.whose_name(network.vni, &name).await {
         let hosts = ctx.host_names();
         bail!(
             "the name '{}' is taken on '{}' by a container of host '{}': choose another",
             name,
             network.name,
-            hosts.get(host).map_or("?", |h| h.name.as_str()),
+            hosts.get(&host).map_or("?", |h| h.name.as_str()),
         );
     }
     if let Some(ip) = ask.ip
@@ -340,6 +359,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
             hosts.get(host).map_or("?", |h| h.name.as_str()),
         );
     }
+    steps.done("names");
     let wish = Wish {
         network: network.clone(),
         name: name.clone(),
@@ -347,6 +367,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
         mac: ask.mac,
     };
     let given = ctx.addresses.take(wish).await?;
+    steps.done("lease");
     let add = PortAdd {
         endpoint: Endpoint {
             name: name.clone(),
@@ -360,6 +381,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
         netns: ask.netns,
         ifname: ask.ifname,
         resolv_conf: ask.resolv_conf,
+        steps,
     };
     let port = match ctx
         .ask(|reply| Request::PortAdd(Box::new(add), reply))

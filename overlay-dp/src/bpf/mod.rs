@@ -16,7 +16,7 @@ use overlay_common::layout::{
     names,
 };
 use overlay_common::wire::Ip16;
-use overlay_core::tables::{MapContents, MapUpdate};
+use overlay_core::tables::{MapContents, MapUpdate, Tables};
 
 pub use hooks::{Hook, HookKind, Site, detach_filter_of};
 
@@ -137,43 +137,38 @@ impl Bpf {
         })
     }
 
-    /// Removes from the maps what is not in `wanted`, except what `keep` still wants (by the
-    /// VTEP's address; `None` for local state). Returns how many entries went.
+    /// Removes from the maps what is not in the tables, except what `keep` still wants (by the
+    /// VTEP's address).
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn sweep(&mut self, wanted: &MapContents, keep: impl Fn(&Ip16) -> bool) -> Result<usize> {
+    pub fn sweep(&mut self, wanted: &Tables, keep: impl Fn(&Ip16) -> bool) -> Result<Swept> {
         let maps = &mut self.maps;
-        let mut swept = 0;
+        let mut swept = Swept::default();
         let mut kept_macs = HashSet::new();
-        let fdb: Vec<(FdbKey, FdbEntry)> = maps.fdb.iter().collect::<Result<_, _>>()?;
-        for (key, entry) in fdb {
-            if wanted.fdb.contains_key(&key) {
-                continue;
+        sweep_map(&mut maps.fdb, &mut swept, |key, entry| {
+            if wanted.fdb_entry(key).is_some() {
+                return Stale::No;
             }
-            if entry.port().is_none() && keep(entry.vtep()) {
-                kept_macs.insert((key.vni(), key.mac()));
-                continue;
+            if entry.port().is_some() || !keep(entry.vtep()) {
+                return Stale::Yes;
             }
-            absent_is_fine(maps.fdb.remove(&key))?;
-            swept += 1;
-        }
-        let neighbours: Vec<(NeighbourKey, NeighbourEntry)> =
-            maps.neighbours.iter().collect::<Result<_, _>>()?;
-        for (key, entry) in neighbours {
-            if !wanted.neighbours.contains_key(&key) && !kept_macs.contains(&(key.vni(), entry.mac))
-            {
-                absent_is_fine(maps.neighbours.remove(&key))?;
-                swept += 1;
-            }
-        }
-        swept += sweep_keys(&mut maps.vteps, |ip| {
-            wanted.vteps.contains_key(ip) || keep(ip)
+            kept_macs.insert((key.vni(), key.mac()));
+            Stale::Kept
         })?;
-        swept += sweep_keys(&mut maps.ports, |ifindex| {
-            wanted.ports.contains_key(ifindex)
+        sweep_map(&mut maps.neighbours, &mut swept, |key, entry| {
+            let is_wanted = wanted.neighbour_entry(key.vni(), key.ip()).is_some();
+            Stale::new(is_wanted, || kept_macs.contains(&(key.vni(), entry.mac)))
         })?;
-        swept += sweep_keys(&mut maps.networks, |vni| wanted.networks.contains_key(vni))?;
+        sweep_map(&mut maps.vteps, &mut swept, |ip, _| {
+            Stale::new(wanted.vtep_entry(ip).is_some(), || keep(ip))
+        })?;
+        sweep_map(&mut maps.ports, &mut swept, |ifindex, _| {
+            Stale::new(wanted.port_entry(*ifindex).is_some(), || false)
+        })?;
+        sweep_map(&mut maps.networks, &mut swept, |vni, _| {
+            Stale::new(wanted.network_entry(*vni).is_some(), || false)
+        })?;
         Ok(swept)
     }
 
@@ -263,17 +258,53 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-fn sweep_keys<K: Pod, V: Pod>(
-    map: &mut HashMap<MapData, K, V>,
-    keep: impl Fn(&K) -> bool,
-) -> Result<usize, MapError> {
-    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
-    let mut swept = 0;
-    for key in keys.iter().filter(|k| !keep(k)) {
-        absent_is_fine(map.remove(key))?;
-        swept += 1;
+/// What a sweep has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// So many entries went.
+    pub removed: usize,
+    /// So many are in no table, and were to be kept.
+    pub kept: usize,
+}
+
+/// Whether an entry is to go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stale {
+    No,
+    Kept,
+    Yes,
+}
+
+impl Stale {
+    fn new(is_wanted: bool, is_kept: impl FnOnce() -> bool) -> Stale {
+        match is_wanted {
+            true => Stale::No,
+            false if is_kept() => Stale::Kept,
+            false => Stale::Yes,
+        }
     }
-    Ok(swept)
+}
+
+fn sweep_map<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    swept: &mut Swept,
+    mut judge: impl FnMut(&K, &V) -> Stale,
+) -> Result<(), MapError> {
+    // First all, then they go: what is deleted under the iterator begins it anew.
+    let mut gone = Vec::new();
+    for entry in map.iter() {
+        let (key, value) = entry?;
+        match judge(&key, &value) {
+            Stale::No => {}
+            Stale::Kept => swept.kept += 1,
+            Stale::Yes => gone.push(key),
+        }
+    }
+    for key in gone {
+        absent_is_fine(map.remove(&key))?;
+        swept.removed += 1;
+    }
+    Ok(())
 }
 
 fn total(array: &PerCpuArray<MapData, u64>, index: u32) -> Result<u64, MapError> {

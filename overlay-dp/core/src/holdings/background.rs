@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
-use super::{GiveBack, Held, Holdings, MAX_GROWTH, Returning, is_going};
+use super::{GiveBack, Held, Holdings, MAX_GROWTH, Returning, Surplus, is_going};
 use crate::facts::{Facts, MAX_PIECES, Range, Ranges, Version, Want};
 use crate::model::{HostId, MacAddr, Vni};
 
@@ -53,6 +53,27 @@ impl Holdings {
         all
     }
 
+    /// What [`Holdings::returns`] would give back, which stays usable.
+    pub fn surplus(&self, facts: &Facts, me: HostId) -> Vec<Surplus> {
+        if self.outdated(facts) {
+            return Vec::new();
+        }
+        let unknown = Held::default();
+        let granted = facts.networks_of(me).into_iter();
+        let vnis: BTreeSet<Vni> = granted.chain(self.networks.keys().copied()).collect();
+        let of = |vni| {
+            let held = self.networks.get(&vni).unwrap_or(&unknown);
+            Surplus {
+                vni,
+                offsets: held.to_return(facts, me, vni).len(),
+                macs: held.macs_to_return(facts, me, vni).len(),
+            }
+        };
+        let all = vnis.into_iter().map(of);
+        all.filter(|surplus| surplus.offsets + surplus.macs > 0)
+            .collect()
+    }
+
     /// A return was refused, or certainly never sent: what it named is usable again, unless it was
     /// sent before. Not for one whose outcome is unknown: it is repeated instead.
     pub fn return_failed(&mut self, back: &GiveBack) {
@@ -79,14 +100,10 @@ impl Holdings {
             let Some(network) = facts.network(*vni) else {
                 continue;
             };
-            let in_use = held.used.iter().flat_map(|range| range.first..=range.last);
-            let ordinary = |offset: &u32| {
-                let grant = facts.grant(*vni, *offset);
-                let lasting = |since| !is_going(held.returning.get(offset), since);
-                grant.is_some_and(|grant| grant.host == me && !grant.spare && lasting(grant.since))
-            };
-            let again = in_use
-                .filter(|offset| !ordinary(offset))
+            let ordinary = held.lasting(facts, me, *vni);
+            let lacking = held.used.iter().flat_map(|range| ordinary.gaps(range));
+            let again = lacking
+                .flat_map(|range| range.first..=range.last)
                 .filter_map(|offset| network.address_at(offset).first().copied());
             all.extend(again.map(|ip| (*vni, Want::Ip(ip))));
 
@@ -143,6 +160,19 @@ impl Held {
             let claim = facts.claim(vni, *mac).filter(|claim| claim.host == me);
             now < returning.seen || claim.is_some_and(|claim| claim.since <= returning.seen)
         });
+    }
+
+    /// The offsets that are granted for good: no spares, and nothing that a return can still take.
+    fn lasting(&self, facts: &Facts, me: HostId, vni: Vni) -> Ranges {
+        let grants = facts.grants(me, vni).filter(|grant| !grant.spare);
+        let mut offsets: Ranges = grants.map(|grant| grant.range).collect();
+        for (offset, returning) in &self.returning {
+            let grant = facts.grant(vni, *offset);
+            if grant.is_some_and(|grant| is_going(Some(returning), grant.since)) {
+                offsets.remove(Range::one(*offset));
+            }
+        }
+        offsets
     }
 
     fn to_return(&self, facts: &Facts, me: HostId, vni: Vni) -> BTreeSet<u32> {

@@ -48,6 +48,17 @@ pub struct GiveBack {
     pub seen: Version,
 }
 
+/// What of one network is leased to this host for nothing: what would be given back now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Surplus {
+    /// The network.
+    pub vni: Vni,
+    /// How many offsets.
+    pub offsets: usize,
+    /// How many claimed MAC addresses.
+    pub macs: usize,
+}
+
 impl GiveBack {
     /// The command that does it.
     pub fn command(self, host: HostId) -> Command {

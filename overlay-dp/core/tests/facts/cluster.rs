@@ -196,7 +196,16 @@ impl Cluster {
         if node.cut {
             return Vec::new();
         }
+        let surplus = node.holdings.surplus(&node.facts, id(number));
         let all = node.holdings.returns(&node.facts, id(number));
+        let mut returned = BTreeMap::<Vni, (u64, usize)>::new();
+        for back in &all {
+            let (offsets, macs) = returned.entry(back.vni).or_default();
+            *offsets += back.ranges.iter().map(|range| range.count()).sum::<u64>();
+            *macs += back.macs.len();
+        }
+        let surplus = surplus.iter().map(|s| (s.vni, (s.offsets as u64, s.macs)));
+        assert_eq!(surplus.collect::<BTreeMap<_, _>>(), returned);
         node.saved = postcard::to_stdvec(&node.holdings).unwrap();
         for back in &all {
             let answer = self.send(number, back.clone().command(id(number)), fate);

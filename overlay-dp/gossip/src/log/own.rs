@@ -82,6 +82,12 @@ impl OwnLogs {
         log.flat_map(|log| log.endpoints.iter().map(|endpoint| &*endpoint.0))
     }
 
+    /// This host's endpoint of this name in one network.
+    pub fn named(&self, vni: Vni, name: &str) -> Option<&Endpoint> {
+        let found = self.logs.get(&vni)?.endpoints.get(name)?;
+        Some(&found.0)
+    }
+
     /// The networks in which this host has endpoints.
     pub fn networks(&self) -> impl Iterator<Item = Vni> {
         let used = self

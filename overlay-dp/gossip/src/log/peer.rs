@@ -86,6 +86,12 @@ impl PeerLog {
         visible.map(|(record, _)| &record.0)
     }
 
+    /// The visible one of this name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Endpoint>> {
+        let (record, mark) = self.records.get_key_value(name)?;
+        mark.visible.then_some(&record.0)
+    }
+
     /// Takes in changes. Those that are known already are passed over, as the same may come on
     /// two connections.
     pub fn changes(
