@@ -27,6 +27,7 @@ mod probe;
 mod process;
 mod remove;
 mod verify;
+mod wire;
 
 pub use agent::AgentProc;
 pub use cluster::{Cluster, join_args, token};
@@ -37,3 +38,4 @@ pub use ns::Ns;
 pub use probe::{Hop, PingRun, PingStats, checksum_errors, nstat, ping, start_ping, traceroute};
 pub use process::{Background, Done, check_signals, stop_on_signals, wait_until};
 pub use remove::{kept_labs, remove_kept, remove_stale};
+pub use wire::Wire;

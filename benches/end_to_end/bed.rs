@@ -1,0 +1,142 @@
+//! The peers, each in a lab of its own.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{Context, Result};
+use overlay_lab::{Lab, LabSpec, Ns, Overlay};
+use serde::{Deserialize, Serialize};
+
+use crate::args::Args;
+use crate::{kernel_vxlan, routed};
+
+const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
+
+/// A way from container to container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Peer {
+    Bare,
+    Kernel,
+    Xdp,
+    Tcx,
+    Auto,
+}
+
+impl Peer {
+    pub const ALL: [Peer; 5] = [Peer::Bare, Peer::Kernel, Peer::Xdp, Peer::Tcx, Peer::Auto];
+    /// As on the command line.
+    pub const NAMES: [&'static str; 5] = ["bare", "kernel", "xdp", "tcx", "auto"];
+
+    /// Its `--datapath`, when it is overlay-dp.
+    pub fn datapath(self) -> Option<&'static str> {
+        match self {
+            Peer::Bare | Peer::Kernel => None,
+            Peer::Xdp => Some("xdp"),
+            Peer::Tcx => Some("tcx"),
+            Peer::Auto => Some("auto"),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Peer::Bare => "bare routing",
+            Peer::Kernel => "kernel vxlan",
+            Peer::Xdp => "overlay-dp xdp",
+            Peer::Tcx => "overlay-dp tcx",
+            Peer::Auto => "overlay-dp auto",
+        })
+    }
+}
+
+impl FromStr for Peer {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Peer> {
+        let index = Peer::NAMES.iter().position(|known| *known == name);
+        let index = index.with_context(|| format!("no such peer: {}", Peer::NAMES.join(", ")))?;
+        Ok(Peer::ALL[index])
+    }
+}
+
+/// A peer's lab, in which it works.
+pub struct Bed {
+    pub peer: Peer,
+    /// Where `c2` is reached.
+    pub to: IpAddr,
+    /// Agents end before their lab is removed.
+    overlay: Option<Overlay>,
+    pub lab: Lab,
+}
+
+impl Bed {
+    /// Those that take part.
+    pub fn all(args: &Args) -> Result<Vec<Bed>> {
+        let wanted = Peer::ALL
+            .into_iter()
+            .filter(|peer| args.peers.contains(peer));
+        wanted
+            .map(|peer| Bed::make(peer).with_context(|| peer.to_string()))
+            .collect()
+    }
+
+    fn make(peer: Peer) -> Result<Bed> {
+        let lab = Lab::new(&LabSpec::default(), Path::new(BIN))?;
+        let (overlay, to) = match peer.datapath() {
+            Some(datapath) => {
+                let overlay = Overlay::start(&lab, &format!("--datapath {datapath}"))
+                    .with_context(|| lab.logs())?;
+                let to = overlay.c(2).ip;
+                (Some(overlay), to)
+            }
+            None if peer == Peer::Bare => (None, routed::build(&lab)?),
+            None => (None, kernel_vxlan::build(&lab)?),
+        };
+        Ok(Bed {
+            peer,
+            to,
+            overlay,
+            lab,
+        })
+    }
+
+    /// The container that sends.
+    pub fn c1(&self) -> &Ns {
+        self.lab.c(1)
+    }
+
+    /// The one that answers.
+    pub fn c2(&self) -> &Ns {
+        self.lab.c(2)
+    }
+
+    /// What overlay-dp's programs have counted on a host; nothing for its peers.
+    pub fn counted(&self, host: usize) -> Result<Option<Counted>> {
+        if self.overlay.is_none() {
+            return Ok(None);
+        }
+        let status = self.lab.host(host).overlay_json("status")?;
+        let count = |stat: &str| {
+            let count = status["stats"][stat].as_u64();
+            count.with_context(|| format!("status tells no {stat}: {status}"))
+        };
+        Ok(Some(Counted {
+            encapsulated: count("encapsulated")?,
+            decapsulated: count("decapsulated")?,
+            punted: count("punted")?,
+        }))
+    }
+}
+
+/// Frames by what became of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    pub encapsulated: u64,
+    pub decapsulated: u64,
+    /// Left to the agent.
+    pub punted: u64,
+}

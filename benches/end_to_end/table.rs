@@ -1,0 +1,158 @@
+//! The summary for people.
+
+use std::fmt::Write;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Row, Table};
+
+use crate::bed::Peer;
+use crate::judge::outcomes;
+use crate::report::{Line, Report};
+use crate::stats::Summary;
+
+/// Two tables: what was measured, and what that is to the peers.
+pub fn render(report: &Report) -> String {
+    let mut text = format!(
+        "Container to container, kernel {}; {} rounds of turns; CPUs {:?}, streams {:?}.\n\
+         Median of the rounds, and the smallest to the largest:\n{}\n",
+        report.kernel,
+        report.rounds,
+        report.cpus,
+        report.stream_cpus,
+        values(report)
+    );
+    let ratios = ratios(report);
+    let _ = writeln!(
+        text,
+        "Ratios within the rounds, their medians: to kernel vxlan / to bare routing.\n{ratios}"
+    );
+    let all: Vec<bool> = report
+        .lines
+        .iter()
+        .flat_map(outcomes)
+        .map(|o| o.met)
+        .collect();
+    let met = all.iter().filter(|met| **met).count();
+    let _ = writeln!(text, "{met} of {} goals are met.", all.len());
+    text
+}
+
+fn values(report: &Report) -> Table {
+    let mut table = new_table();
+    let Some(first) = report.lines.first() else {
+        return table;
+    };
+    let mut header = vec!["".to_owned(), "wire".to_owned(), "".to_owned()];
+    header.extend(first.series.iter().map(|series| series.peer.to_string()));
+    table.set_header(header);
+    for line in &report.lines {
+        let mut row = vec![
+            line.metric.to_string(),
+            line.wire.clone(),
+            line.unit.clone(),
+        ];
+        row.extend(line.series.iter().map(|series| match &series.summary {
+            Some(summary) => with_range(summary),
+            None => "-".to_owned(),
+        }));
+        table.add_row(row);
+    }
+    align(&mut table, 3);
+    table
+}
+
+fn ratios(report: &Report) -> Table {
+    let mut table = new_table();
+    let peers = || {
+        Peer::ALL
+            .into_iter()
+            .filter(|peer| takes_part(report, *peer))
+    };
+    let mut header = vec!["".to_owned(), "wire".to_owned()];
+    header.extend(
+        peers()
+            .filter(|p| *p != Peer::Kernel)
+            .map(|peer| peer.to_string()),
+    );
+    header.push("goal".to_owned());
+    table.set_header(header);
+    for line in &report.lines {
+        let ours = peers().filter(|p| *p != Peer::Kernel);
+        let cells: Vec<String> = ours.map(|peer| pair(line, peer)).collect();
+        if cells.iter().all(|cell| cell == "-") {
+            continue;
+        }
+        let mut row = vec![line.metric.to_string(), line.wire.clone()];
+        row.extend(cells);
+        row.push(verdict(line));
+        table.add_row(Row::from(row));
+    }
+    align(&mut table, 2);
+    table
+}
+
+fn takes_part(report: &Report, peer: Peer) -> bool {
+    report.lines.iter().any(|line| line.of(peer).is_some())
+}
+
+fn pair(line: &Line, peer: Peer) -> String {
+    let Some(series) = line.of(peer) else {
+        return "-".to_owned();
+    };
+    let ratio = |of: &Option<Summary>| of.map_or("-".to_owned(), |of| format!("{:.2}", of.median));
+    match (&series.of_kernel, &series.of_bare) {
+        (None, None) => "-".to_owned(),
+        (kernel, _) if peer == Peer::Bare => ratio(kernel),
+        (kernel, bare) => format!("{} / {}", ratio(kernel), ratio(bare)),
+    }
+}
+
+/// `≤ 0.75 met, ≤ 1.00 MISSED`
+fn verdict(line: &Line) -> String {
+    let sign = if line.metric.more_is_better() {
+        '≥'
+    } else {
+        '≤'
+    };
+    let all = outcomes(line).into_iter().map(|outcome| {
+        let word = if outcome.met { "met" } else { "MISSED" };
+        let to = if outcome.to == Peer::Bare {
+            "bare"
+        } else {
+            "kernel"
+        };
+        format!("{to} {sign} {:.2} {word}", outcome.goal)
+    });
+    all.collect::<Vec<_>>().join(", ")
+}
+
+/// `12.3 [11.9 - 14]`
+fn with_range(summary: &Summary) -> String {
+    let Summary {
+        median, min, max, ..
+    } = summary;
+    format!("{} [{} - {}]", short(*median), short(*min), short(*max))
+}
+
+/// Three digits, which is more than the next run will repeat.
+fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        v if v < 10.0 => format!("{value:.2}"),
+        v if v < 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+fn new_table() -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING);
+    table
+}
+
+/// Numbers to the right.
+fn align(table: &mut Table, from: usize) {
+    for column in table.column_iter_mut().skip(from) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
