@@ -258,7 +258,8 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn repeats_are_left_out_while_they_wait() {
-        use HostEvent::Route;
+        let to = |text: &str| HostEvent::Route(text.parse().unwrap());
+        let (route, other) = (to("192.0.2.0/24"), to("0.0.0.0/0"));
         let (tx, mut rx) = mpsc::channel(9);
         let events = [&route, &route, &other, &neighbour(1), &route, &route].map(Clone::clone);
         forward(stream::iter(events.clone()), &tx).await;

@@ -30,7 +30,7 @@ impl AgentProc {
         Ok(agent)
     }
 
-    fn spawn(host: &Host, args: &str) -> Result<AgentProc> {
+    pub(crate) fn spawn(host: &Host, args: &str) -> Result<AgentProc> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)

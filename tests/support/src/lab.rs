@@ -231,6 +231,14 @@ impl Lab {
         AgentProc::start(self.host(number), args)
     }
 
+    /// As [`Lab::start_agent`], without waiting for anything.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn_agent(&self, number: usize, args: &str) -> Result<AgentProc> {
+        AgentProc::spawn(self.host(number), args)
+    }
+
     /// The end of each agent's log, for the reader of a failure.
     pub fn logs(&self) -> String {
         let mut text = String::new();
