@@ -4,10 +4,14 @@
 //!   c1 ─ host1 eth0 172.31.1.5/24 ── router ── 192.168.1.5/24 eth0 host2 ─ c2
 //! ```
 
+#[path = "lifecycle/load.rs"]
+mod load;
+
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use load::Load;
 use overlay_lab::{Container, Host, Lab, LabSpec, Ns, Overlay, start_ping, test, wait_until};
 
 const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
@@ -50,6 +54,51 @@ fn kill_9_and_restart_lose_nothing(datapath: &str) {
         wait_until("test.2 pings test.3", NOTICED, || overlay.c(2).reaches(&c3))?;
         lab.host(2).overlay("container rm test.2")?;
         ensure!(links(&overlay.c(2).ns)? == ["lo"]);
+        Ok(overlay)
+    });
+}
+
+#[test]
+fn restarts_at_full_load_lose_nothing_with_xdp() {
+    restarts_at_full_load_lose_nothing("xdp");
+}
+
+#[test]
+fn restarts_at_full_load_lose_nothing_with_tcx() {
+    restarts_at_full_load_lose_nothing("tcx");
+}
+
+/// 20,000 datagrams a second, and a TCP stream beside them, while each agent is killed, started,
+/// stopped in order and started again.
+fn restarts_at_full_load_lose_nothing(datapath: &str) {
+    test(BIN, LabSpec::default(), |lab| {
+        let args = format!("--datapath {datapath} --on-exit keep");
+        let mut overlay = Overlay::start(lab, &args)?;
+        let (c1, c2) = (overlay.c(1).clone(), overlay.c(2).clone());
+        let load = Load::start(&c1.ns, &c2.ns, c2.ip)?;
+        sleep(SECOND / 2);
+        for number in [1, 2] {
+            for orderly in [false, true] {
+                let agent = overlay.agents.remove(number - 1);
+                if orderly {
+                    let status = agent.stop()?;
+                    ensure!(status.success(), "{status}");
+                } else {
+                    agent.kill();
+                }
+                sleep(SECOND / 2);
+                let agent = lab.start_agent(number, &args)?;
+                overlay.agents.insert(number - 1, agent);
+                sleep(SECOND / 2);
+            }
+        }
+        let report = load.finish()?;
+        ensure!(
+            report.received == report.sent && report.bytes_received == report.bytes_sent,
+            "{report:?}"
+        );
+        // Of what it is about, not of a machine that was too slow for it.
+        ensure!(report.sent > 10_000, "{report:?}");
         Ok(overlay)
     });
 }
