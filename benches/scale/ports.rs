@@ -9,6 +9,7 @@ use hyper::Method;
 use overlay_lab::check_signals;
 
 use crate::agent::Bench;
+use crate::start::shares;
 use crate::table::{Table, quantile};
 
 pub fn measure(table: &mut Table, count: usize) -> Result<()> {
@@ -37,6 +38,15 @@ pub fn measure(table: &mut Table, count: usize) -> Result<()> {
     }
     table.time(PART, "attach, p50 of all", quantile(&times, 50));
     table.time(PART, "attach, p99 of all", quantile(&times, 99));
+    // What the slowest of them waited for.
+    let mut steps = bench.took("container attached")?;
+    steps.sort_by(|a, b| all(b).total_cmp(&all(a)));
+    shares(
+        table,
+        PART,
+        "the slowest in a hundred",
+        &steps[..count.div_ceil(100).min(steps.len())],
+    );
     let begin = Instant::now();
     bench.host().overlay(&format!(
         "container add by-hand --network scale --netns {} --ifname p{count}",
@@ -91,6 +101,12 @@ pub fn measure(table: &mut Table, count: usize) -> Result<()> {
         begin.elapsed(),
     );
     Ok(())
+}
+
+/// Milliseconds of all steps together.
+fn all(steps: &str) -> f64 {
+    let words = steps.rsplit(' ').nth(1);
+    words.and_then(|ms| ms.parse().ok()).unwrap_or(0.0)
 }
 
 fn state_size(bench: &Bench) -> u64 {

@@ -19,7 +19,7 @@ pub fn measure(table: &mut Table, rounds: usize) -> Result<()> {
         steps.extend(bench.took(" attached")?.pop());
     }
     table.time(PART, "the first start of a host, p50", quantile(&cold, 50));
-    shares(table, "the first start", &steps);
+    shares(table, PART, "the first start", &steps);
 
     let mut bench = Bench::build()?;
     let spaces = bench.spaces(1)?;
@@ -39,6 +39,7 @@ pub fn measure(table: &mut Table, rounds: usize) -> Result<()> {
     let steps = bench.took(" attached")?;
     shares(
         table,
+        PART,
         "after kill -9",
         &steps[steps.len().saturating_sub(rounds)..],
     );
@@ -66,12 +67,12 @@ pub fn measure(table: &mut Table, rounds: usize) -> Result<()> {
         }
     }
     let steps = bench.took("container attached")?;
-    shares(table, "container add", &steps);
+    shares(table, PART, "container add", &steps);
     Ok(())
 }
 
 /// The median of each step that the log tells of.
-fn shares(table: &mut Table, of: &str, lines: &[String]) {
+pub fn shares(table: &mut Table, part: &'static str, of: &str, lines: &[String]) {
     let mut order = Vec::new();
     let mut steps: BTreeMap<String, Vec<Duration>> = BTreeMap::new();
     for line in lines {
@@ -88,6 +89,6 @@ fn shares(table: &mut Table, of: &str, lines: &[String]) {
         }
     }
     for step in order {
-        table.time(PART, format!("… {of}: {step}"), quantile(&steps[&step], 50));
+        table.time(part, format!("… {of}: {step}"), quantile(&steps[&step], 50));
     }
 }

@@ -13,6 +13,9 @@ use crate::error::errno;
 use crate::host::drive;
 use crate::{Error, Host, Netns, Result};
 
+/// Whoever else wants to change an interface waits while so many are deleted.
+const DELETED_AT_ONCE: usize = 16;
+
 /// An interface, as it was when asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkInfo {
@@ -244,6 +247,40 @@ impl Host {
             Err(e) if errno(&e) == Some(libc::ENODEV) => Ok(false),
             Err(e) => Err(Error::netlink(format!("delete interface {name}"), e)),
         }
+    }
+
+    /// Deletes interfaces by their indexes, and with veths their peers; those that are gone are no
+    /// error. The kernel waits for all of its CPUs a few times for each request to delete, so a
+    /// whole group goes with one. `owner`'s mark, which names the group, must not be on others
+    /// that are to stay.
+    ///
+    /// # Errors
+    /// When the kernel refuses; some may be deleted then.
+    pub async fn delete_links(&self, indexes: &[u32], owner: &str) -> Result<()> {
+        let group = LinkAttribute::Group(birth_mark(owner));
+        for part in indexes.chunks(DELETED_AT_ONCE) {
+            for index in part {
+                let message = LinkUnspec::new_with_index(*index)
+                    .append_extra_attribute(group.clone())
+                    .build();
+                match self.handle.link().change(message).execute().await {
+                    Err(e) if errno(&e) != Some(libc::ENODEV) => {
+                        return Err(Error::netlink(format!("set the group of {index}"), e));
+                    }
+                    _ => {}
+                }
+            }
+            let message = LinkMessageBuilder::<LinkUnspec>::new()
+                .append_extra_attribute(group.clone())
+                .build();
+            match self.handle.link().del_with_message(message).execute().await {
+                Err(e) if errno(&e) != Some(libc::ENODEV) => {
+                    return Err(Error::netlink("delete a group of interfaces", e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     pub(crate) async fn delete_index(&self, link: &LinkInfo) -> Result<bool> {

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use overlay_host::Host;
+use overlay_host::{Host, LinkInfo};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::state::Known;
-use super::{Agent, OnExit, Port, resolv_conf};
+use super::{Agent, OnExit, resolv_conf};
 use crate::api::Detached;
 use crate::bpf::{self, Bpf, Site};
 use crate::instance::Instance;
@@ -127,13 +127,17 @@ pub async fn remove(host: &Host, leftovers: &Leftovers<'_>) -> Vec<String> {
     let owner = instance.owner();
     match host.links_owned_by(&owner).await {
         Ok(links) => {
-            for link in links {
-                match host.delete_owned(&link.name, &owner).await {
-                    Ok(true) => undone.push(format!("removed interface {}", link.name)),
-                    // The other end of one that went before.
-                    Ok(false) => {}
-                    Err(error) => tracing::error!(interface = %link.name, %error, "can't remove"),
-                }
+            let indexes: Vec<u32> = links.iter().map(|link| link.index).collect();
+            // Of a pair with both ends here, the one that was there first.
+            let is_second = |link: &LinkInfo| {
+                let peer = link.peer_index.filter(|_| link.link_netnsid.is_none());
+                peer.is_some_and(|peer| peer < link.index && indexes.contains(&peer))
+            };
+            let named = links.iter().filter(|link| !is_second(link));
+            let named = named.map(|link| format!("removed interface {}", link.name));
+            match host.delete_links(&indexes, &owner).await {
+                Ok(()) => undone.extend(named),
+                Err(error) => tracing::error!(%error, "can't remove our interfaces"),
             }
         }
         Err(error) => tracing::error!(%error, "can't list our interfaces"),
@@ -248,7 +252,7 @@ impl Agent {
     /// `detach`: leaves the cluster and removes everything.
     pub(super) async fn leave(mut self) -> Result<Detached> {
         let mut undone = Vec::new();
-        for port in self.detach_containers().await {
+        for port in self.ports_remove_all().await {
             undone.push(format!("detached container {}", port.endpoint.name));
         }
         if let Err(error) = self.cluster.clone().leave().await {
@@ -268,7 +272,7 @@ impl Agent {
             return Ok(());
         }
         tracing::info!("stopping: detaching containers and removing the data path");
-        self.detach_containers().await;
+        self.ports_remove_all().await;
         let (cluster, addresses) = (self.cluster.clone(), Arc::clone(&self.addresses));
         self.remove_datapath(false).await;
         addresses.settle(RELEASE_WAIT).await;
@@ -286,23 +290,13 @@ impl Agent {
 
     /// This host was removed from the cluster: what it has there is worth nothing any more.
     pub(super) async fn cut_off(mut self) -> anyhow::Error {
-        self.detach_containers().await;
+        self.ports_remove_all().await;
         let cluster = self.cluster.clone();
         self.remove_datapath(true).await;
         cluster.shutdown().await;
         anyhow!(
             "this host was removed from the cluster: its containers are detached; to come back, join with a token"
         )
-    }
-
-    async fn detach_containers(&mut self) -> Vec<Port> {
-        let ports: Vec<Port> = self.state.ports().cloned().collect();
-        for port in &ports {
-            if let Err(error) = self.port_remove(port).await {
-                tracing::error!(container = %port.endpoint.name, "{error:#}");
-            }
-        }
-        ports
     }
 
     async fn remove_datapath(mut self, with_state: bool) -> Vec<String> {

@@ -88,13 +88,13 @@ impl Agent {
         };
         if let Err(error) = finish.await {
             self.undo_port(&port).await;
-            self.state.port_remove(&name)?;
+            self.state.ports_remove(&[&name])?;
             return Err(error);
         }
         self.follow_networks();
         if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
             self.undo_port(&port).await;
-            let forgotten = self.state.port_remove(&name);
+            let forgotten = self.state.ports_remove(&[&name]);
             self.follow_networks();
             forgotten?;
             return Err(error.into());
@@ -146,28 +146,62 @@ impl Agent {
 
     pub(super) async fn port_remove(&mut self, port: &Port) -> Result<()> {
         self.undo_port(port).await;
-        let saved = self.state.port_remove(&port.local.port);
+        let saved = self.state.ports_remove(&[&port.local.port]);
         self.withdraw(&port.endpoint);
         tracing::info!(container = %port.endpoint.name, "container detached");
         saved
     }
 
     async fn undo_port(&mut self, port: &Port) {
+        self.unplug(port);
+        self.flush();
         let LocalContainer {
             port: name,
             port_ifindex,
             ..
         } = &port.local;
-        let me = self.cluster.me().id;
-        self.names
-            .change(|names| names.endpoint_down(me, &port.endpoint));
-        self.tables.write().port_down(*port_ifindex);
-        self.flush();
-        resolv_conf::remove_of(port);
         if let Err(error) = self.host.delete_link(name).await {
             tracing::error!(port = %name, %error, "can't delete a port");
         }
         self.forget_hook(name, *port_ifindex);
+    }
+
+    /// Takes a port out of names and tables.
+    fn unplug(&mut self, port: &Port) {
+        let me = self.cluster.me().id;
+        self.names
+            .change(|names| names.endpoint_down(me, &port.endpoint));
+        self.tables.write().port_down(port.local.port_ifindex);
+        resolv_conf::remove_of(port);
+    }
+
+    /// Removes all ports, and tells the cluster.
+    pub(super) async fn ports_remove_all(&mut self) -> Vec<Port> {
+        let ports: Vec<Port> = self.state.ports().cloned().collect();
+        ports.iter().for_each(|port| self.unplug(port));
+        self.flush();
+        let there = self.interfaces().await.unwrap_or_else(|error| {
+            tracing::error!("can't look for the ports: {error:#}");
+            HashMap::new()
+        });
+        let there = ports.iter().filter(|port| is_alive(port, &there));
+        let indexes: Vec<u32> = there.map(|port| port.local.port_ifindex).collect();
+        let owner = self.options.instance.owner();
+        if let Err(error) = self.host.delete_links(&indexes, &owner).await {
+            tracing::error!(%error, "can't delete the ports");
+        }
+        for port in &ports {
+            self.forget_hook(&port.local.port, port.local.port_ifindex);
+        }
+        let names: Vec<&str> = ports.iter().map(|port| port.local.port.as_str()).collect();
+        if let Err(error) = self.state.ports_remove(&names) {
+            tracing::error!("{error:#}");
+        }
+        for port in &ports {
+            self.withdraw(&port.endpoint);
+            tracing::info!(container = %port.endpoint.name, "container detached");
+        }
+        ports
     }
 
     fn forget_hook(&mut self, name: &str, ifindex: u32) {

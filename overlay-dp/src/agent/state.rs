@@ -132,18 +132,25 @@ impl State {
         self.change(vec![Change::Port(Box::new(port))])
     }
 
-    /// Forgets the port with this interface, if it is known.
+    /// Forgets the ports with these interfaces, those that are known.
     ///
     /// # Errors
-    /// When that can't be written: then the next agent will find it dead.
-    pub fn port_remove(&mut self, interface: &str) -> Result<()> {
-        if self.known.ports.get(interface).is_none() {
+    /// When that can't be written: then the next agent will find them dead.
+    pub fn ports_remove(&mut self, interfaces: &[&str]) -> Result<()> {
+        let known = interfaces
+            .iter()
+            .filter(|name| self.known.port(name).is_some());
+        let changes: Vec<Change> = known
+            .map(|name| Change::PortGone((*name).to_owned()))
+            .collect();
+        if changes.is_empty() {
             return Ok(());
         }
-        let change = Change::PortGone(interface.to_owned());
-        let written = self.change(vec![change.clone()]);
+        let written = self.change(changes.clone());
         if written.is_err() {
-            self.known.apply(change);
+            changes
+                .into_iter()
+                .for_each(|change| self.known.apply(change));
         }
         written
     }

@@ -387,3 +387,38 @@ fn futures_can_be_spawned() {
         send(&overlay_host::Uplink::discover(host, "", None));
     }
 }
+
+#[test]
+fn many_go_at_once_and_others_stay() {
+    if !root() {
+        return;
+    }
+    let (h, c) = (Ns::new("h"), Ns::new("c"));
+    let netns = c.netns();
+    h.block_on(async || {
+        let host = Host::new().unwrap();
+        let mut indexes = Vec::new();
+        // More than go with one request.
+        for number in 0..40 {
+            let (name, inside) = (format!("ovp-{number}"), format!("p{number}"));
+            let port = PortSpec {
+                container_ifname: &inside,
+                ..spec(&netns, &name, &[])
+            };
+            indexes.push(host.create_port(&port).await.unwrap().host_ifindex);
+        }
+        let pair = host.create_punt_pair("ovl-near", "ovl-far", 1600, OWNER);
+        let pair = pair.await.unwrap();
+        let stays = indexes.pop().unwrap();
+        // One that is gone already, and both ends of a pair.
+        host.delete_link("ovp-0").await.unwrap();
+        indexes.extend([pair.near_ifindex, pair.far_ifindex]);
+        host.delete_links(&indexes, OWNER).await.unwrap();
+        let left = host.links_owned_by(OWNER).await.unwrap();
+        let left: Vec<u32> = left.into_iter().map(|link| link.index).collect();
+        assert_eq!(left, [stays]);
+        assert!(h.has_link("lo") && c.has_link("p39") && !c.has_link("p1"));
+        host.delete_links(&indexes, OWNER).await.unwrap();
+        host.delete_links(&[], OWNER).await.unwrap();
+    });
+}

@@ -51,8 +51,8 @@ fn what_was_changed_is_there_again_in_the_order_of_coming() {
     for number in [3, 1, 2] {
         state.port_add(port(number, number.into())).unwrap();
     }
-    state.port_remove(&interface(1)).unwrap();
-    state.port_remove("ovp-nobody").unwrap();
+    state.ports_remove(&["ovp-nobody", &interface(1)]).unwrap();
+    state.ports_remove(&["ovp-nobody"]).unwrap();
     state.static_add(entry(1, 1)).unwrap();
     state.static_add(entry(2, 1)).unwrap();
     state.static_add(entry(1, 2)).unwrap();
@@ -75,9 +75,7 @@ fn what_was_changed_is_there_again_in_the_order_of_coming() {
     state
         .statics_remove(&[(vni(), entry(1, 0).mac), (vni(), entry(2, 0).mac)])
         .unwrap();
-    for number in [2, 3] {
-        state.port_remove(&interface(number)).unwrap();
-    }
+    state.ports_remove(&[&interface(2), &interface(3)]).unwrap();
     assert!(Known::load(dir.path()).unwrap().networks().is_empty());
 }
 
@@ -88,7 +86,7 @@ fn an_ifindex_that_was_given_again_is_the_newer_ports() {
     state.port_add(port(1, 7)).unwrap();
     state.port_add(port(2, 7)).unwrap();
     assert_eq!(state.port_at(7), Some(&port(2, 7)));
-    state.port_remove(&interface(1)).unwrap();
+    state.ports_remove(&[&interface(1)]).unwrap();
     assert_eq!(state.port_at(7), Some(&port(2, 7)));
 }
 
@@ -105,7 +103,7 @@ fn the_file_of_an_earlier_version_is_taken_over() {
     assert_eq!(names(&Known::load(dir.path()).unwrap()), ["c2", "c1"]);
     let mut state = State::open(dir.path()).unwrap();
     assert!(!dir.path().join(WHOLE).exists());
-    state.port_remove(&interface(2)).unwrap();
+    state.ports_remove(&[&interface(2)]).unwrap();
     // Killed before it was removed: the journal counts.
     old.save(&whole).unwrap();
     let state = State::open(dir.path()).unwrap();
