@@ -22,12 +22,16 @@
 mod args;
 #[path = "end_to_end/bed.rs"]
 mod bed;
+#[path = "end_to_end/bpf.rs"]
+mod bpf;
 #[path = "end_to_end/cpu.rs"]
 mod cpu;
 #[path = "end_to_end/judge.rs"]
 mod judge;
 #[path = "end_to_end/kernel_vxlan.rs"]
 mod kernel_vxlan;
+#[path = "end_to_end/live.rs"]
+mod live;
 #[path = "end_to_end/metric.rs"]
 mod metric;
 #[path = "end_to_end/plot.rs"]

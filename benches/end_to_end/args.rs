@@ -31,7 +31,7 @@ pub struct Args {
     /// The CPUs of who sends and of who answers
     #[arg(long, value_delimiter = ',', default_values = ["0"])]
     pub cpus: Vec<usize>,
-    /// The same for TCP streams
+    /// The same for TCP streams; the last one also empties the socket of live frames
     #[arg(long, value_delimiter = ',', default_values = ["0", "1"])]
     pub stream_cpus: Vec<usize>,
     /// Fail when a ratio to kernel vxlan is worse than in this file, which an earlier run has left
@@ -70,6 +70,10 @@ impl Args {
 
     pub fn last_cpu(&self) -> usize {
         self.cpus.last().copied().unwrap_or_default()
+    }
+
+    pub fn last_stream_cpu(&self) -> usize {
+        self.stream_cpus.last().copied().unwrap_or_default()
     }
 }
 

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result};
 use overlay_lab::{Lab, LabSpec, Ns, Overlay};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::args::Args;
 use crate::{kernel_vxlan, routed};
@@ -66,7 +67,9 @@ impl FromStr for Peer {
 /// A peer's lab, in which it works.
 pub struct Bed {
     pub peer: Peer,
-    /// Where `c2` is reached.
+    /// `c1`'s address.
+    pub from: IpAddr,
+    /// `c2`'s.
     pub to: IpAddr,
     /// Agents end before their lab is removed.
     overlay: Option<Overlay>,
@@ -86,18 +89,19 @@ impl Bed {
 
     fn make(peer: Peer) -> Result<Bed> {
         let lab = Lab::new(&LabSpec::default(), Path::new(BIN))?;
-        let (overlay, to) = match peer.datapath() {
+        let (overlay, [from, to]) = match peer.datapath() {
             Some(datapath) => {
                 let overlay = Overlay::start(&lab, &format!("--datapath {datapath}"))
                     .with_context(|| lab.logs())?;
-                let to = overlay.c(2).ip;
-                (Some(overlay), to)
+                let ips = [overlay.c(1).ip, overlay.c(2).ip];
+                (Some(overlay), ips)
             }
             None if peer == Peer::Bare => (None, routed::build(&lab)?),
             None => (None, kernel_vxlan::build(&lab)?),
         };
         Ok(Bed {
             peer,
+            from,
             to,
             overlay,
             lab,
@@ -114,20 +118,31 @@ impl Bed {
         self.lab.c(2)
     }
 
-    /// What overlay-dp's programs have counted on a host; nothing for its peers.
-    pub fn counted(&self, host: usize) -> Result<Option<Counted>> {
+    /// The containers' network.
+    pub fn vni(&self) -> Result<u32> {
+        let Some(overlay) = &self.overlay else {
+            return Ok(kernel_vxlan::VNI);
+        };
+        let vni = overlay.network["vni"].as_u64();
+        let told = vni.with_context(|| format!("no VNI in {}", overlay.network))?;
+        Ok(u32::try_from(told)?)
+    }
+
+    /// What overlay-dp's programs have counted on the way from c1 to c2; nothing for its peers.
+    pub fn counted(&self) -> Result<Option<Counted>> {
         if self.overlay.is_none() {
             return Ok(None);
         }
-        let status = self.lab.host(host).overlay_json("status")?;
-        let count = |stat: &str| {
+        let [first, second] = [1, 2].map(|host| self.lab.host(host).overlay_json("status"));
+        let (first, second) = (first?, second?);
+        let count = |status: &Value, stat: &str| {
             let count = status["stats"][stat].as_u64();
             count.with_context(|| format!("status tells no {stat}: {status}"))
         };
         Ok(Some(Counted {
-            encapsulated: count("encapsulated")?,
-            decapsulated: count("decapsulated")?,
-            punted: count("punted")?,
+            encapsulated: count(&first, "encapsulated")?,
+            decapsulated: count(&second, "decapsulated")?,
+            punted: count(&first, "punted")? + count(&second, "punted")?,
         }))
     }
 }
@@ -135,8 +150,10 @@ impl Bed {
 /// Frames by what became of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Counted {
+    /// By host1.
     pub encapsulated: u64,
+    /// By host2.
     pub decapsulated: u64,
-    /// Left to the agent.
+    /// Left to the agents.
     pub punted: u64,
 }

@@ -54,10 +54,7 @@ pub struct Outcome {
 
 /// All that the line has goals for.
 pub fn outcomes(line: &Line) -> Vec<Outcome> {
-    let Some(wire) = line.wire.parse().ok() else {
-        return Vec::new();
-    };
-    let goals = line.metric.goal(wire);
+    let goals = line.metric.goal(line.wire.parse().ok());
     let judged = line.of(line.metric.judged());
     let outcome = |to: Peer| {
         let (goal, ratio) = (goals.to(to)?, judged?.ratio_to(to)?.median);

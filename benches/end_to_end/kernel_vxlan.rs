@@ -6,15 +6,17 @@ use std::net::IpAddr;
 use anyhow::Result;
 use overlay_lab::{Lab, ping, wait_until};
 
-/// Connects `c1` on host1 with `c2` on host2 and returns `c2`'s address.
-pub fn build(lab: &Lab) -> Result<IpAddr> {
+pub const VNI: u32 = 4096;
+
+/// Connects `c1` on host1 with `c2` on host2 and returns their addresses.
+pub fn build(lab: &Lab) -> Result<[IpAddr; 2]> {
     for (number, other) in [(1, 2), (2, 1)] {
         let (host, container) = (lab.host(number), lab.c(number));
         let remote = lab.host(other).ip;
         for line in [
             "ip link add br0 type bridge".to_owned(),
             format!(
-                "ip link add vx0 mtu 1450 type vxlan id 4096 local {} remote {remote} dstport 4789",
+                "ip link add vx0 mtu 1450 type vxlan id {VNI} local {} remote {remote} dstport 4789",
                 host.ip
             ),
             format!(
@@ -32,11 +34,11 @@ pub fn build(lab: &Lab) -> Result<IpAddr> {
         container.run(&format!("ip addr add 10.0.0.{}/24 dev eth0", number + 1))?;
         container.run("ip link set eth0 up")?;
     }
-    let c2 = IpAddr::from([10, 0, 0, 3]);
+    let ips = [2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
     wait_until(
         "the kernel's overlay works",
         std::time::Duration::from_secs(5),
-        || ping(lab.c(1), c2, 1, 56, false).is_ok_and(|stats| stats.lost() == 0),
+        || ping(lab.c(1), ips[1], 1, 56, false).is_ok_and(|stats| stats.lost() == 0),
     )?;
-    Ok(c2)
+    Ok(ips)
 }

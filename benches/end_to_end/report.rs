@@ -29,6 +29,7 @@ pub struct Report {
 #[derive(Serialize, Deserialize)]
 pub struct Line {
     pub metric: Metric,
+    /// Empty where it does not matter.
     pub wire: String,
     pub unit: String,
     pub series: Vec<Series>,
@@ -78,7 +79,7 @@ impl Report {
 }
 
 impl Line {
-    pub fn new(metric: Metric, wire: Wire, mut series: Vec<Series>) -> Line {
+    pub fn new(metric: Metric, wire: Option<Wire>, mut series: Vec<Series>) -> Line {
         let values_of = |peer| {
             let of = series.iter().find(|series: &&Series| series.peer == peer);
             of.map(|series| series.values.clone())
@@ -90,18 +91,22 @@ impl Line {
         }
         Line {
             metric,
-            wire: wire.to_string(),
+            wire: wire.map_or("", Wire::name).to_owned(),
             unit: metric.unit().to_owned(),
             series,
         }
     }
 
+    /// `TCP stream, wire mtu`
     pub fn name(&self) -> String {
-        format!("{}, {}", self.metric, self.wire)
+        Line::name_of(self.metric, self.wire.parse().ok())
     }
 
-    pub fn name_of(metric: Metric, wire: Wire) -> String {
-        format!("{metric}, {wire}")
+    pub fn name_of(metric: Metric, wire: Option<Wire>) -> String {
+        match wire {
+            Some(wire) => format!("{metric}, wire {wire}"),
+            None => metric.to_string(),
+        }
     }
 
     pub fn of(&self, peer: Peer) -> Option<&Series> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use overlay_lab::{Lab, ping, wait_until};
 
-/// Connects `c1` on host1 with `c2` on host2 and returns `c2`'s address.
-pub fn build(lab: &Lab) -> Result<IpAddr> {
+/// Connects `c1` on host1 with `c2` on host2 and returns their addresses.
+pub fn build(lab: &Lab) -> Result<[IpAddr; 2]> {
     for number in [1, 2] {
         let (host, container) = (lab.host(number), lab.c(number));
         for line in [
@@ -27,9 +27,9 @@ pub fn build(lab: &Lab) -> Result<IpAddr> {
         lab.router()
             .run(&format!("ip route add 10.0.{number}.0/24 via {}", host.ip))?;
     }
-    let c2 = IpAddr::from([10, 0, 2, 2]);
+    let ips = [1, 2].map(|number| IpAddr::from([10, 0, number, 2]));
     wait_until("routing works", Duration::from_secs(5), || {
-        ping(lab.c(1), c2, 1, 56, false).is_ok_and(|stats| stats.lost() == 0)
+        ping(lab.c(1), ips[1], 1, 56, false).is_ok_and(|stats| stats.lost() == 0)
     })?;
-    Ok(c2)
+    Ok(ips)
 }

@@ -7,7 +7,8 @@ use hdrhistogram::Histogram;
 use overlay_lab::{Wire, check_signals};
 
 use crate::args::Args;
-use crate::bed::{Bed, Counted};
+use crate::bed::{Bed, Counted, Peer};
+use crate::live::{ToSink, ToSocket};
 use crate::metric::Case;
 use crate::report::{Line, Series};
 use crate::round_trip::{Protocol, RoundTrips};
@@ -30,78 +31,121 @@ pub trait Probe {
     }
 }
 
-/// At least so many frames, by programs of host1.
+/// At least so many frames, that host1 has sent or host2 has received.
 pub enum Carried {
     Encapsulated(u64),
+    Decapsulated(u64),
 }
 
 /// Measures all that was asked for.
 pub fn all(beds: &[Bed], args: &Args) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     for &wire in &args.wires {
-        let cases: Vec<Case> = Case::ON_ANY_WIRE
-            .into_iter()
-            .filter(|case| wanted(*case, wire, args))
-            .collect();
-        if cases.is_empty() {
-            continue;
-        }
-        for bed in beds {
-            bed.lab.set_wire(wire)?;
-        }
-        for case in cases {
-            eprintln!("{case:?}, wire {wire} …");
-            let measured = measure(case, beds, args);
-            lines.extend(
-                measured
-                    .with_context(|| format!("{case:?}, wire {wire}"))?
-                    .into_lines(wire),
-            );
-        }
+        measure_all(&Case::ON_ANY_WIRE, Some(wire), beds, args, &mut lines)?;
     }
+    // Last: they turn GRO on where it is off else.
+    measure_all(&Case::LIVE, None, beds, args, &mut lines)?;
     ensure!(!lines.is_empty(), "nothing has such a name");
-    lines.retain(|line| args.wants(&line.name()));
     Ok(lines)
 }
 
-fn wanted(case: Case, wire: Wire, args: &Args) -> bool {
-    let mut metrics = case.metrics().iter();
-    metrics.any(|metric| args.wants(&Line::name_of(*metric, wire)))
+/// Measures those of the cases that were asked for.
+fn measure_all(
+    cases: &[Case],
+    wire: Option<Wire>,
+    beds: &[Bed],
+    args: &Args,
+    lines: &mut Vec<Line>,
+) -> Result<()> {
+    let name = |case: Case| Line::name_of(case.metrics()[0], wire);
+    let wanted = |case: &&Case| {
+        let mut metrics = case.metrics().iter();
+        metrics.any(|metric| args.wants(&Line::name_of(*metric, wire)))
+    };
+    let cases: Vec<Case> = cases.iter().filter(wanted).copied().collect();
+    if cases.is_empty() {
+        return Ok(());
+    }
+    for bed in beds {
+        bed.lab.set_wire(wire.unwrap_or(Wire::Gso))?;
+    }
+    for case in cases {
+        eprintln!("{} …", name(case));
+        let measured = measure(case, beds, args).with_context(|| name(case))?;
+        let measured = measured.into_lines(wire).into_iter();
+        lines.extend(measured.filter(|line| args.wants(&line.name())));
+    }
+    Ok(())
 }
 
 /// One case's results.
 struct Measured {
     case: Case,
-    series: Vec<(crate::bed::Peer, Vec<Vec<f64>>, Option<Histogram<u64>>)>,
+    series: Vec<Slices>,
+}
+
+/// One peer's, slice by slice.
+struct Slices {
+    peer: Peer,
+    values: Vec<Vec<f64>>,
+    histogram: Option<Histogram<u64>>,
 }
 
 fn measure(case: Case, beds: &[Bed], args: &Args) -> Result<Measured> {
-    let before = beds
-        .iter()
-        .map(|bed| bed.counted(1))
+    let beds = beds.iter().filter(|bed| case.is_for(bed.peer));
+    let mut turns = beds
+        .map(|bed| Turns::open(case, bed, args).with_context(|| bed.peer.to_string()))
         .collect::<Result<Vec<_>>>()?;
-    let mut probes = beds
-        .iter()
-        .map(|bed| open(case, bed, args).with_context(|| bed.peer.to_string()))
-        .collect::<Result<Vec<_>>>()?;
-    let mut values = vec![Vec::new(); beds.len()];
     for round in 0..args.rounds() as usize {
-        for turn in 0..beds.len() {
+        for turn in 0..turns.len() {
             check_signals()?;
-            let which = (round + turn) % beds.len();
-            let slice = probes[which].slice(length(case));
-            values[which].push(slice.with_context(|| beds[which].peer.to_string())?);
+            let which = (round + turn) % turns.len();
+            let Turns {
+                bed, probe, values, ..
+            } = &mut turns[which];
+            let slice = probe.slice(length(case));
+            values.push(slice.with_context(|| bed.peer.to_string())?);
         }
     }
-    let mut series = Vec::new();
-    for (((bed, probe), before), values) in beds.iter().zip(&probes).zip(before).zip(values) {
-        if let Some((before, after)) = before.zip(bed.counted(1)?) {
-            check_fast_path(&probe.carried(), before, after)
-                .with_context(|| bed.peer.to_string())?;
-        }
-        series.push((bed.peer, values, probe.histogram().cloned()));
+    let series = turns.into_iter().map(|turns| {
+        let peer = turns.bed.peer;
+        turns.close().with_context(|| peer.to_string())
+    });
+    Ok(Measured {
+        case,
+        series: series.collect::<Result<_>>()?,
+    })
+}
+
+/// What becomes one peer's [`Slices`].
+struct Turns<'a> {
+    bed: &'a Bed,
+    probe: Box<dyn Probe>,
+    before: Option<Counted>,
+    values: Vec<Vec<f64>>,
+}
+
+impl<'a> Turns<'a> {
+    fn open(case: Case, bed: &'a Bed, args: &Args) -> Result<Turns<'a>> {
+        let before = bed.counted()?;
+        Ok(Turns {
+            bed,
+            probe: open(case, bed, args)?,
+            before,
+            values: Vec::new(),
+        })
     }
-    Ok(Measured { case, series })
+
+    fn close(self) -> Result<Slices> {
+        if let Some((before, after)) = self.before.zip(self.bed.counted()?) {
+            check_fast_path(&self.probe.carried(), before, after)?;
+        }
+        Ok(Slices {
+            peer: self.bed.peer,
+            values: self.values,
+            histogram: self.probe.histogram().cloned(),
+        })
+    }
 }
 
 fn open(case: Case, bed: &Bed, args: &Args) -> Result<Box<dyn Probe>> {
@@ -110,6 +154,9 @@ fn open(case: Case, bed: &Bed, args: &Args) -> Result<Box<dyn Probe>> {
         Case::TcpRoundTrip => Box::new(RoundTrips::open(Protocol::Tcp, bed, args.last_cpu())?),
         Case::UdpRate => Box::new(UdpRate::open(bed)?),
         Case::Stream => Box::new(Stream::open(bed, &args.stream_cpus)?),
+        Case::ToSocket => Box::new(ToSocket::open(bed, args.last_stream_cpu())?),
+        Case::Encap => Box::new(ToSink::encap(bed)?),
+        Case::Decap => Box::new(ToSink::decap(bed)?),
     })
 }
 
@@ -118,7 +165,7 @@ fn length(case: Case) -> Duration {
         _ if test_mode() => 10,
         // The kernel tells idle times in steps of 10 ms.
         Case::Stream => 200,
-        Case::UdpRoundTrip | Case::TcpRoundTrip | Case::UdpRate => 100,
+        _ => 100,
     };
     Duration::from_millis(millis)
 }
@@ -126,11 +173,14 @@ fn length(case: Case) -> Duration {
 /// What was measured is the fast path, and not the agent.
 fn check_fast_path(carried: &Carried, before: Counted, after: Counted) -> Result<()> {
     let (what, least, counted) = match *carried {
-        Carried::Encapsulated(least) => (
-            "encapsulated",
-            least,
-            after.encapsulated - before.encapsulated,
-        ),
+        Carried::Encapsulated(least) => {
+            let counted = after.encapsulated - before.encapsulated;
+            ("encapsulated", least, counted)
+        }
+        Carried::Decapsulated(least) => {
+            let counted = after.decapsulated - before.decapsulated;
+            ("decapsulated", least, counted)
+        }
     };
     ensure!(
         counted >= least,
@@ -146,15 +196,15 @@ fn check_fast_path(carried: &Carried, before: Counted, after: Counted) -> Result
 }
 
 impl Measured {
-    fn into_lines(self, wire: Wire) -> Vec<Line> {
+    fn into_lines(self, wire: Option<Wire>) -> Vec<Line> {
         let metrics = self.case.metrics().iter().enumerate();
         metrics
             .map(|(index, &metric)| {
-                let series = self.series.iter().map(|(peer, slices, histogram)| {
-                    let values = slices.iter().map(|slice| slice[index]).collect();
+                let series = self.series.iter().map(|of| {
+                    let values = of.values.iter().map(|slice| slice[index]).collect();
                     // Once is enough: with the median.
-                    let histogram = histogram.as_ref().filter(|_| index == 0);
-                    Series::new(*peer, values, histogram)
+                    let histogram = of.histogram.as_ref().filter(|_| index == 0);
+                    Series::new(of.peer, values, histogram)
                 });
                 Line::new(metric, wire, series.collect())
             })

@@ -39,11 +39,13 @@ pub fn render(report: &Report) -> String {
 
 fn values(report: &Report) -> Table {
     let mut table = new_table();
-    let Some(first) = report.lines.first() else {
-        return table;
+    let peers = || {
+        Peer::ALL
+            .into_iter()
+            .filter(|peer| takes_part(report, *peer))
     };
     let mut header = vec!["".to_owned(), "wire".to_owned(), "".to_owned()];
-    header.extend(first.series.iter().map(|series| series.peer.to_string()));
+    header.extend(peers().map(|peer| peer.to_string()));
     table.set_header(header);
     for line in &report.lines {
         let mut row = vec![
@@ -51,9 +53,9 @@ fn values(report: &Report) -> Table {
             line.wire.clone(),
             line.unit.clone(),
         ];
-        row.extend(line.series.iter().map(|series| match &series.summary {
-            Some(summary) => with_range(summary),
-            None => "-".to_owned(),
+        row.extend(peers().map(|peer| {
+            let summary = line.of(peer).and_then(|series| series.summary.as_ref());
+            summary.map_or("-".to_owned(), with_range)
         }));
         table.add_row(row);
     }
