@@ -24,6 +24,7 @@ pub(super) struct FromPort<'a> {
     pub port: &'a PortEntry,
     pub ifindex: u32,
     reason: Reason,
+    view: View<'a>,
     /// The inner frame: an Ethernet header at least.
     pub inner: &'a [u8],
     pub dst: Mac,
@@ -50,6 +51,7 @@ impl<'a> FromPort<'a> {
             port,
             ifindex,
             reason,
+            view: View::new(tables, port.vni, inner),
             inner,
             dst: [d0, d1, d2, d3, d4, d5],
             ethertype: be16(t0, t1),
@@ -63,8 +65,8 @@ impl<'a> FromPort<'a> {
         sink: &mut Sink<'_, impl Output>,
     ) -> Result<(), DropReason> {
         let vni = self.port.vni;
-        let view = View::new(self.tables, vni, self.inner);
-        let verdict = verdict::from_port(&Bytes::whole(self.inner), &view, self.ifindex);
+        let view = &self.view;
+        let verdict = verdict::from_port(&Bytes::whole(self.inner), view, self.ifindex);
         if let Verdict::Drop(reason) = verdict {
             return Err(reason);
         }
@@ -89,11 +91,11 @@ impl<'a> FromPort<'a> {
                 Ok(())
             }
             Verdict::ArpReply { mac } => {
-                self.fill_neighbour(&view, sink);
+                self.fill_neighbour(sink);
                 neighbour::arp_reply(self, &mac, sink)
             }
             Verdict::NdReply { mac } => {
-                self.fill_neighbour(&view, sink);
+                self.fill_neighbour(sink);
                 neighbour::nd_reply(self, &mac, sink)
             }
             Verdict::Punt { reason, .. } => match reason {
@@ -104,7 +106,7 @@ impl<'a> FromPort<'a> {
                 Reason::UnknownNeighbour => {
                     match view.answer {
                         Some(NeighbourEntry { mac, .. }) if *mac != self.port.mac => {
-                            self.fill_neighbour(&view, sink);
+                            self.fill_neighbour(sink);
                             neighbour::advertise(self, mac, sink)?;
                         }
                         // Nobody's address yet, or the asker's own, which it announces or checks
@@ -128,8 +130,7 @@ impl<'a> FromPort<'a> {
 
     /// What it asks for, if nobody is known to have it.
     pub fn unanswered(&self) -> Option<NeighbourKey> {
-        let view = View::new(self.tables, self.port.vni, self.inner);
-        view.asked.filter(|_| view.answer.is_none())
+        self.view.asked.filter(|_| self.view.answer.is_none())
     }
 
     /// From the gateway's MAC back to the sender.
@@ -165,9 +166,9 @@ impl<'a> FromPort<'a> {
         }
     }
 
-    fn fill_neighbour(&self, view: &View<'_>, sink: &mut Sink<'_, impl Output>) {
+    fn fill_neighbour(&self, sink: &mut Sink<'_, impl Output>) {
         if let (Reason::UnknownNeighbour, Some(key), Some(entry)) =
-            (self.reason, view.asked, view.answer)
+            (self.reason, self.view.asked, self.view.answer)
         {
             sink.out.update(MapUpdate::SetNeighbour(key, *entry));
         }

@@ -1,5 +1,6 @@
 //! The slow path: a frame in, frames, map updates and drops out.
 
+mod allocations;
 mod flood;
 mod gateway;
 mod hostile;
