@@ -4,7 +4,6 @@
 use std::ffi::c_long;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -45,10 +44,7 @@ impl Sender {
 
     /// Sends a frame so many times. What happens to them happens meanwhile, as far as it does on
     /// this CPU. This thread must be in the interface's namespace.
-    ///
-    /// Returns what the kernel says it took: without its preparations and its cleaning up, which
-    /// take up to 30 ms.
-    pub fn send(&self, frame: &[u8], times: u32) -> Result<Duration> {
+    pub fn send(&self, frame: &[u8], times: u32) -> Result<()> {
         #[repr(C)]
         #[derive(Default)]
         struct Run {
@@ -103,7 +99,7 @@ impl Sender {
         // and have the sizes that are told; the kernel only reads them. The pointers for output
         // are null.
         unsafe { bpf(PROG_TEST_RUN, &mut run) }.context("sending live XDP frames")?;
-        Ok(Duration::from_nanos(run.duration.into()) * times)
+        Ok(())
     }
 }
 
@@ -218,6 +214,18 @@ fn load(kind: u32, program: &[u64]) -> Result<OwnedFd> {
     // NUL at its end; both outlive the call, and the kernel only reads them.
     let fd = unsafe { bpf(PROG_LOAD, &mut load) }.context("loading a program of this bench")?;
     Ok(owned(fd))
+}
+
+/// Lets anything else on its CPU run before this thread. A sender must: what ksoftirqd has taken
+/// over to do would else wait for its turn while more is sent, and be too much for the queues.
+pub fn yield_to_softirqs() -> Result<()> {
+    let only_priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads the parameter, which outlives the call; 0 is this thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const only_priority) };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).context("setting SCHED_IDLE");
+    }
+    Ok(())
 }
 
 /// bpf(2). What is behind the attribute is 0 for the kernel.

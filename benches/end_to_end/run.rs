@@ -21,6 +21,14 @@ pub trait Probe {
     /// A turn of about this length. Returns the values of the case's metrics, in their order.
     fn slice(&mut self, length: Duration) -> Result<Vec<f64>>;
 
+    /// Turns that count for nothing: the first to see how much a slice can hold.
+    fn warm_up(&mut self) -> Result<()> {
+        for _ in 0..2 {
+            self.slice(Duration::from_millis(10))?;
+        }
+        Ok(())
+    }
+
     /// What overlay-dp's programs must have counted for all slices together, if these were
     /// carried by them.
     fn carried(&self) -> Carried;
@@ -155,8 +163,8 @@ fn open(case: Case, bed: &Bed, args: &Args) -> Result<Box<dyn Probe>> {
         Case::UdpRate => Box::new(UdpRate::open(bed)?),
         Case::Stream => Box::new(Stream::open(bed, &args.stream_cpus)?),
         Case::ToSocket => Box::new(ToSocket::open(bed, args.last_stream_cpu())?),
-        Case::Encap => Box::new(ToSink::encap(bed)?),
-        Case::Decap => Box::new(ToSink::decap(bed)?),
+        Case::Encap => Box::new(ToSink::encap(bed, args.last_stream_cpu())?),
+        Case::Decap => Box::new(ToSink::decap(bed, args.last_stream_cpu())?),
     })
 }
 

@@ -19,7 +19,7 @@ const MESSAGE: [u8; 64] = [0x5a; 64];
 const BURST: u64 = 32;
 /// Enough for a burst of frames that each take a page.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// For what softirqs have put off.
+/// Whatever comes later is lost.
 const LATE: Duration = Duration::from_millis(20);
 
 pub struct UdpRate {
@@ -42,9 +42,8 @@ impl UdpRate {
         let mut rate = UdpRate { from, to, sent: 0 };
         // Neighbours are found.
         rate.burst()?;
-        thread::sleep(LATE);
-        rate.drain()?;
-        rate.slice(Duration::from_millis(10))?;
+        rate.drain(BURST)?;
+        rate.warm_up()?;
         Ok(rate)
     }
 
@@ -56,20 +55,30 @@ impl UdpRate {
         Ok(())
     }
 
-    /// Takes out all that is there.
-    fn drain(&self) -> Result<u64> {
+    /// Takes out so many, or fewer when no more come. What has not come with the calls that sent
+    /// it is ksoftirqd's to do, which needs this CPU.
+    fn drain(&self, sent: u64) -> Result<u64> {
         let mut message = [0; 2 * MESSAGE.len()];
         let mut received = 0;
-        loop {
+        let mut waiting_since = None;
+        while received < sent {
             match self.to.recv(&mut message) {
                 Ok(len) => {
                     ensure!(message[..len] == MESSAGE, "another's datagram");
                     received += 1;
+                    waiting_since = None;
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(received),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let since = *waiting_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > LATE {
+                        break;
+                    }
+                    thread::yield_now();
+                }
                 Err(error) => return Err(error.into()),
             }
         }
+        Ok(received)
     }
 }
 
@@ -79,12 +88,9 @@ impl Probe for UdpRate {
         let start = Instant::now();
         while start.elapsed() < length {
             self.burst()?;
-            received += self.drain()?;
+            received += self.drain(BURST)?;
         }
-        let took = start.elapsed();
-        let rate = received as f64 / took.as_secs_f64();
-        thread::sleep(LATE);
-        received += self.drain()?;
+        let rate = received as f64 / start.elapsed().as_secs_f64();
         let sent = self.sent - before;
         ensure!(received * 2 > sent, "of {sent} only {received} came");
         let lost = sent.saturating_sub(received) as f64 / sent as f64;
