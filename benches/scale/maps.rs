@@ -64,10 +64,11 @@ pub fn measure(table: &mut Table, small: bool) -> Result<()> {
 
 /// As the agent does: what it is told goes to the tables, and what they say to the maps.
 fn fill(table: &mut Table, size: u32) -> Result<World> {
-    let (before, maps_before) = (memory("self")?, map_memory()?);
+    let maps_before = map_memory()?;
     let mut tables = tables(0)?;
     let mut programs = Programs::load(&mut tables)?;
     let empty = map_memory()? - maps_before;
+    let before = memory("self")?;
     let begin = Instant::now();
     tell(&mut tables, size)?;
     let told = Instant::now();

@@ -83,6 +83,13 @@ pub fn measure(table: &mut Table, count: usize) -> Result<()> {
         format!("restart with {count} ports after kill -9"),
         restart,
     );
+    let starts = bench.took("INFO attached")?;
+    shares(
+        table,
+        PART,
+        "of that",
+        &starts[starts.len().saturating_sub(1)..],
+    );
     let gone: Vec<Duration> = (0..count / 10)
         .map(|number| bench.remove(number))
         .collect::<Result<_>>()?;

@@ -16,7 +16,7 @@ pub fn measure(table: &mut Table, rounds: usize) -> Result<()> {
     for _ in 0..rounds {
         let mut bench = Bench::build()?;
         cold.push(bench.start("")?);
-        steps.extend(bench.took(" attached")?.pop());
+        steps.extend(bench.took("INFO attached")?.pop());
     }
     table.time(PART, "the first start of a host, p50", quantile(&cold, 50));
     shares(table, PART, "the first start", &steps);
@@ -36,7 +36,7 @@ pub fn measure(table: &mut Table, rounds: usize) -> Result<()> {
         "after kill -9, one container, p50",
         quantile(&warm, 50),
     );
-    let steps = bench.took(" attached")?;
+    let steps = bench.took("INFO attached")?;
     shares(
         table,
         PART,

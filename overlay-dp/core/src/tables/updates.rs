@@ -38,6 +38,9 @@ pub struct MapContents {
     pub vteps: HashMap<Ip16, VtepEntry>,
 }
 
+/// Room for so many updates is kept.
+const ROOM: usize = 4096;
+
 /// Updates that wait to be carried out.
 #[derive(Debug, Default)]
 pub(super) struct Updates {
@@ -55,7 +58,13 @@ impl Updates {
     }
 
     pub fn pop(&mut self) -> Option<MapUpdate> {
-        let update = self.queue.pop_front()?;
+        let Some(update) = self.queue.pop_front() else {
+            // A large network that was attached leaves more room than is soon needed again.
+            if self.queue.capacity() > ROOM {
+                self.queue = VecDeque::new();
+            }
+            return None;
+        };
         self.taken += 1;
         Some(update)
     }
@@ -63,5 +72,22 @@ impl Updates {
     /// How many there ever were.
     pub fn queued(&self) -> u64 {
         self.taken + self.queue.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_that_was_needed_once_is_given_back() {
+        let mut updates = Updates::default();
+        updates.extend((0..100_000).map(MapUpdate::DelPort));
+        while updates.pop().is_some() {}
+        assert!(updates.queue.capacity() <= ROOM);
+        assert_eq!(updates.queued(), 100_000);
+        updates.push(MapUpdate::DelPort(1));
+        assert_eq!(updates.pop(), Some(MapUpdate::DelPort(1)));
+        assert_eq!(updates.queued(), 100_001);
     }
 }
