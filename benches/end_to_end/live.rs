@@ -232,11 +232,15 @@ impl Sending {
         // Not when the call is over: the kernel waits for its pages, up to 30 ms. Not what it says
         // the frames have taken: it leaves out what ksoftirqd has done for them.
         let took = arrived.last.saturating_duration_since(sent?);
-        ensure!(
-            arrived.count * 2 > u64::from(times),
-            "of {times} frames {} came",
-            arrived.count
-        );
+        ensure!(arrived.count > 0, "of {times} frames none came");
+        if arrived.count < u64::from(times) / 2 {
+            // Sending on costs little then, but a median does not care for one such slice.
+            let from = self.from.name();
+            eprintln!(
+                "most of {times} frames from {from} were lost: {} came",
+                arrived.count
+            );
+        }
         self.each = Some(took / times);
         let rate = arrived.count as f64 / took.as_secs_f64();
         Ok((arrived.count, rate / 1e3))

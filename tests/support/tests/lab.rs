@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use overlay_lab::{
-    Lab, LabSpec, Load, checksum_errors, iperf3, nstat, ping, start_ping, test, traceroute,
+    Lab, LabSpec, Load, Wire, checksum_errors, iperf3, nstat, ping, start_ping, test, traceroute,
 };
 
 #[test]
@@ -43,6 +43,36 @@ fn hosts_reach_each_other_through_the_router() {
         assert!(udp.datagrams > 1000 && udp.gbit > 0.005, "{udp:?}");
         assert_eq!(checksum_errors(host2)?, Vec::<String>::new());
         assert!(nstat(host2, "IcmpInEchos")? >= 21);
+        Ok(())
+    });
+}
+
+#[test]
+fn wires_pass_super_packets_or_segments() {
+    test("/bin/true", LabSpec::default(), |lab| {
+        let (host1, host2) = (&lab.host(1).ns, &lab.host(2).ns);
+        // Bytes and packets that have come to the router, and that host2 has got from it.
+        let counted = || -> anyhow::Result<[u64; 4]> {
+            let count = |ns: &overlay_lab::Ns, link: &str| -> anyhow::Result<[u64; 2]> {
+                let shown = ns.run(&format!("ip -j -s link show {link}"))?;
+                let rows: serde_json::Value = serde_json::from_str(&shown)?;
+                let rx = &rows[0]["stats64"]["rx"];
+                Ok(["bytes", "packets"].map(|field| rx[field].as_u64().expect("a counter")))
+            };
+            let [first, second] = [count(lab.router(), "to-host1")?, count(host2, "eth0")?];
+            Ok([first[0], first[1], second[0], second[1]])
+        };
+        for wire in [Wire::Mtu, Wire::Gso, Wire::MtuGro, Wire::Gso] {
+            lab.set_wire(wire)?;
+            let before = counted()?;
+            iperf3(host1, host2, lab.host(2).ip.into(), Load::Tcp, 1)?;
+            let after = counted()?;
+            for hop in [0, 2] {
+                let (bytes, packets) = (after[hop] - before[hop], after[hop + 1] - before[hop + 1]);
+                let average = bytes / packets;
+                assert_eq!(average > 1514, wire == Wire::Gso, "{wire}: {average} bytes");
+            }
+        }
         Ok(())
     });
 }
