@@ -104,6 +104,8 @@ impl Xsk {
         ] {
             sys::set_ring_size(fd, option, size).map_err(XskError::os(call))?;
         }
+        // Where the kernel can't, it takes fewer with each call.
+        let _ = sys::set_tx_budget(fd, config.tx_ring);
         let at = sys::mmap_offsets(fd).map_err(XskError::os("XDP_MMAP_OFFSETS"))?;
         let map = XskError::os("mmap of a ring");
         let fill = Producer::map(fd, sys::PGOFF_FILL, &at.fr, half_ring).map_err(&map)?;

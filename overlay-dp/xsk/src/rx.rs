@@ -65,11 +65,18 @@ impl Rx {
                 self.hand_over();
             }
         }
-        self.hand_over();
+        if !taken.is_multiple_of(RECYCLE_EVERY) {
+            self.hand_over();
+        }
         if self.fill.needs_wakeup() {
             sys::kick_rx(self.socket.as_fd());
         }
         taken
+    }
+
+    /// Whether no frame has arrived that has not been received.
+    pub fn is_empty(&mut self) -> bool {
+        self.ring.peek().is_none()
     }
 
     /// Descriptors ignored because they made no sense.
@@ -132,8 +139,11 @@ mod tests {
                 rx_kernel.produce(desc(addr + 256, 60));
             }
             let mut lens = Vec::new();
+            assert!(!rx.is_empty());
             assert_eq!(rx.receive(3, |frame| lens.push(frame.len())), 3);
+            assert!(!rx.is_empty());
             assert_eq!(rx.receive(3, |frame| lens.push(frame.len())), 1);
+            assert!(rx.is_empty());
             assert_eq!(rx.receive(3, |_| unreachable!()), 0);
             assert_eq!(lens, [60; 4]);
         }

@@ -126,6 +126,14 @@ pub(crate) fn set_ring_size(fd: BorrowedFd<'_>, option: c_int, size: u32) -> io:
     setsockopt(fd, option, &size)
 }
 
+/// Lets one call of the kernel take up to so many frames, at least 32 and at most the TX ring's;
+/// before Linux 6.17 it is always 32.
+pub(crate) fn set_tx_budget(fd: BorrowedFd<'_>, frames: u32) -> io::Result<()> {
+    /// Not in libc yet.
+    const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
+    setsockopt(fd, XDP_MAX_TX_SKB_BUDGET, &frames)
+}
+
 pub(crate) fn mmap_offsets(fd: BorrowedFd<'_>) -> io::Result<libc::xdp_mmap_offsets> {
     let none = || libc::xdp_ring_offset {
         producer: 0,

@@ -82,7 +82,7 @@ impl Tx {
     }
 
     /// Wakes the kernel until it has taken all, or makes no more progress. In copy mode one call
-    /// takes 32 frames at most and then says EAGAIN; it says so too when the socket's send buffer
+    /// takes some frames (32 before Linux 6.17) and then says EAGAIN; it says so too when the socket's send buffer
     /// or the driver's queue is full, and then the frames have to wait.
     fn kick(&mut self) -> Result<(), XskError> {
         let mut pending = self.ring.pending();
