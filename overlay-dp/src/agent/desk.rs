@@ -22,7 +22,7 @@ pub struct Desk {
     questions: ArrayQueue<Letter>,
     asked: Notify,
     answers: ArrayQueue<Letter>,
-    answered: OwnedFd,
+    bell: OwnedFd,
     /// Questions that a container asked too fast.
     pub refused: AtomicU64,
     /// Questions and answers that found no room.
@@ -39,7 +39,7 @@ impl Desk {
             questions: ArrayQueue::new(DEPTH),
             asked: Notify::new(),
             answers: ArrayQueue::new(DEPTH),
-            answered: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             refused: AtomicU64::new(0),
             overflowed: AtomicU64::new(0),
         })
@@ -68,19 +68,18 @@ impl Desk {
         if self.answers.push((to, answer)).is_err() {
             return count(&self.overflowed);
         }
-        // It can only fail when it has been written to 2^64 - 2 times without a look.
-        let _ = rustix::io::write(&self.answered, &1_u64.to_ne_bytes());
+        self.ring();
     }
 
-    /// Becomes readable with an answer, until [`Desk::look`].
-    pub fn answered(&self) -> BorrowedFd<'_> {
-        self.answered.as_fd()
+    /// Has the slow path look here.
+    pub fn ring(&self) {
+        // It can only fail when it has been written to 2^64 - 2 times.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
-    /// To be called before the answers are taken.
-    pub fn look(&self) {
-        // It may have nothing to say: that is no error.
-        let _ = rustix::io::read(&self.answered, &mut [0; 8]);
+    /// Tells an edge-triggered poller of every [`Desk::ring`]; nobody needs to read it.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
     }
 
     /// The next answer.

@@ -5,11 +5,12 @@
 //! the next frame that misses. What containers ask about names it leaves at the [`Desk`], and it
 //! sends the answers that it finds there.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use crossbeam::queue::ArrayQueue;
@@ -18,17 +19,20 @@ use overlay_core::slowpath::{Asker, Output, SlowPath};
 use overlay_core::tables::{MapUpdate, Tables};
 use overlay_xsk::{Tx, Xsk};
 use parking_lot::RwLock;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::io::Errno;
 use tokio::sync::Notify;
 
 use super::desk::{Desk, count};
 
 /// Frames taken at a time, between two looks at the tables' lock.
 const BATCH: usize = 64;
-/// How often frames that wait for news are looked at.
+/// How often frames that wait for news are looked at, when there are none.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 const LOOK_AGAIN: Timespec = Timespec {
     tv_sec: 0,
-    tv_nsec: 5_000_000,
+    tv_nsec: LOOK_AGAIN_AFTER.as_nanos() as i64,
 };
 /// Map updates that wait for the agent.
 const UPDATES: usize = 4096;
@@ -39,13 +43,14 @@ struct Shared {
     updates: ArrayQueue<(u64, MapUpdate)>,
     notify: Notify,
     desk: Arc<Desk>,
+    /// Only the thread writes them.
     drops: [AtomicU64; DropReason::COUNT],
+    stop: AtomicBool,
 }
 
 /// The running thread. Dropping it stops it.
 pub struct SlowThread {
     shared: Arc<Shared>,
-    stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -53,23 +58,35 @@ impl SlowThread {
     /// Starts it on a socket.
     ///
     /// # Errors
-    /// When the kernel gives no thread or eventfd.
+    /// When the kernel gives no thread or descriptor.
     pub fn start(xsk: Xsk, tables: Arc<RwLock<Tables>>, desk: Arc<Desk>) -> Result<SlowThread> {
+        let epoll = epoll(&xsk, &desk)?;
         let shared = Arc::new(Shared {
             updates: ArrayQueue::new(UPDATES),
             notify: Notify::new(),
             desk,
             drops: std::array::from_fn(|_| AtomicU64::new(0)),
+            stop: AtomicBool::new(false),
         });
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let (shared2, stop2) = (Arc::clone(&shared), Arc::clone(&stop));
+        let its = Arc::clone(&shared);
+        let run = move || {
+            Worker {
+                xsk,
+                epoll,
+                tables: &tables,
+                shared: &its,
+                slow: SlowPath::new(),
+                begin: Instant::now(),
+                looked: (0, Duration::ZERO),
+            }
+            .run();
+        };
         let thread = std::thread::Builder::new()
             .name("slow-path".to_owned())
-            .spawn(move || work(xsk, &tables, &shared2, &stop2))
+            .spawn(run)
             .context("can't start the slow path's thread")?;
         Ok(SlowThread {
             shared,
-            stop,
             thread: Some(thread),
         })
     }
@@ -97,10 +114,8 @@ impl SlowThread {
 
 impl Drop for SlowThread {
     fn drop(&mut self) {
-        if let Err(error) = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()) {
-            tracing::error!(%error, "can't stop the slow path");
-            return;
-        }
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.desk.ring();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -109,57 +124,86 @@ impl Drop for SlowThread {
     }
 }
 
-fn work(mut xsk: Xsk, tables: &RwLock<Tables>, shared: &Shared, stop: &OwnedFd) {
-    let begin = Instant::now();
-    let mut slow = SlowPath::new();
-    loop {
-        let ready = {
-            let mut fds = [
-                PollFd::new(&xsk, PollFlags::IN),
-                PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(shared.desk.answered(), PollFlags::IN),
-            ];
-            match poll(&mut fds, slow.is_waiting().then_some(&LOOK_AGAIN)) {
-                Ok(_) => {
-                    if fds[2].revents().contains(PollFlags::IN) {
-                        shared.desk.look();
-                    }
-                    !fds[1].revents().contains(PollFlags::IN)
-                }
-                Err(rustix::io::Errno::INTR) => true,
-                Err(error) => {
-                    tracing::error!(%error, "the slow path can't wait for frames and ends");
-                    return;
-                }
-            }
-        };
-        if !ready {
-            return;
-        }
+/// The thread's own.
+struct Worker<'a> {
+    xsk: Xsk,
+    epoll: OwnedFd,
+    tables: &'a RwLock<Tables>,
+    shared: &'a Shared,
+    slow: SlowPath,
+    begin: Instant,
+    /// The version of the tables, and the time, at the last look at the frames that wait.
+    looked: (u64, Duration),
+}
+
+impl Worker<'_> {
+    /// Runs until it is told to stop.
+    fn run(mut self) {
         loop {
-            let (rx, tx) = xsk.split();
-            let received = {
-                let tables = tables.read();
-                let mut output = Sender {
-                    tx,
-                    shared,
-                    version: tables.version(),
-                };
-                while let Some((asker, answer)) = shared.desk.next_answer() {
-                    asker.answer(&tables, &answer, &mut output);
-                }
-                slow.look_again(&tables, begin.elapsed(), &mut output);
-                rx.receive(BATCH, |frame| {
-                    slow.handle(&tables, frame, begin.elapsed(), &mut output)
-                })
-            };
-            if let Err(error) = tx.flush() {
-                tracing::warn!(%error, "the slow path can't send");
+            // Whatever comes in, and however fast: between two batches everything has its turn.
+            if self.shared.stop.load(Ordering::Acquire) {
+                return;
             }
-            if received < BATCH {
-                break;
+            let unsent = self.batch();
+            if !self.xsk.rx().is_empty() {
+                continue;
+            }
+            let again = self.slow.is_waiting() || unsent > 0;
+            if let Err(error) = wait(&self.epoll, again.then_some(&LOOK_AGAIN)) {
+                tracing::error!(%error, "the slow path can't wait for frames and ends");
+                return;
             }
         }
+    }
+
+    /// Answers that are ready, frames whose waiting is over, and a batch of those that have come.
+    /// Returns how many frames the kernel has not taken yet.
+    fn batch(&mut self) -> usize {
+        let now = self.begin.elapsed();
+        let (rx, tx) = self.xsk.split();
+        {
+            let tables = self.tables.read();
+            let version = tables.version();
+            let mut output = Sender {
+                tx,
+                shared: self.shared,
+                version,
+            };
+            while let Some((asker, answer)) = self.shared.desk.next_answer() {
+                asker.answer(&tables, &answer, &mut output);
+            }
+            let (before, at) = self.looked;
+            if self.slow.is_waiting() && (version != before || now >= at + LOOK_AGAIN_AFTER) {
+                self.slow.look_again(&tables, now, &mut output);
+                self.looked = (version, now);
+            }
+            rx.receive(BATCH, |frame| {
+                self.slow.handle(&tables, frame, now, &mut output);
+            });
+        }
+        tx.flush().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the slow path can't send");
+            0
+        })
+    }
+}
+
+/// Everything that the thread waits for: frames and the desk's bell. Each is told of once when it
+/// comes (edge-triggered), which the thread's looks before it sleeps make enough.
+fn epoll(xsk: &Xsk, desk: &Desk) -> Result<OwnedFd> {
+    let fd = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let edge = EventFlags::IN | EventFlags::ET;
+    epoll::add(&fd, xsk, EventData::new_u64(0), edge)?;
+    epoll::add(&fd, desk.bell(), EventData::new_u64(1), edge)?;
+    Ok(fd)
+}
+
+/// Sleeps until something comes, or that long.
+fn wait(epoll: &OwnedFd, timeout: Option<&Timespec>) -> rustix::io::Result<()> {
+    let mut events = [MaybeUninit::<Event>::uninit(); 2];
+    match epoll::wait(epoll, &mut events, timeout) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -199,6 +243,7 @@ impl Output for Sender<'_> {
     }
 
     fn drop(&mut self, reason: DropReason) {
-        self.shared.drops[reason as usize].fetch_add(1, Ordering::Relaxed);
+        let drops = &self.shared.drops[reason as usize];
+        drops.store(drops.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
