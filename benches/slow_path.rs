@@ -14,6 +14,8 @@ mod flood;
 mod inject;
 #[path = "slow_path/pass.rs"]
 mod pass;
+#[path = "slow_path/sink.rs"]
+mod sink;
 mod support;
 
 use anyhow::Result;

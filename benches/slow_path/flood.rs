@@ -13,7 +13,8 @@ use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::BIN;
-use crate::inject::{Injector, Sink};
+use crate::inject::Injector;
+use crate::sink::Sink;
 use crate::support::{pin_to_cpu, test_mode};
 
 const CPU: usize = 1;
