@@ -30,6 +30,8 @@ mod cpu;
 mod judge;
 #[path = "end_to_end/kernel_vxlan.rs"]
 mod kernel_vxlan;
+#[path = "end_to_end/link.rs"]
+mod link;
 #[path = "end_to_end/live.rs"]
 mod live;
 #[path = "end_to_end/metric.rs"]
