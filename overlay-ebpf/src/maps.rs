@@ -7,6 +7,7 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, XskMap};
+use overlay_common::bulk::Bulk;
 use overlay_common::counters::{DropReason, Stat};
 use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
@@ -33,6 +34,13 @@ static OVL_DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DropReason::COUNT as u3
 static OVL_STATS: PerCpuArray<u64> = PerCpuArray::pinned(Stat::COUNT as u32, 0);
 #[map]
 pub static OVL_XSKS: XskMap = XskMap::pinned(1, 0);
+
+/// Ports by their ifindex, of which several may share a slot: no harm, but a longer way for some.
+/// What an agent's programs have counted is of no use to the next one's.
+#[map]
+pub static OVL_BULK: PerCpuArray<Bulk> = PerCpuArray::with_max_entries(BULK_SLOTS, 0);
+/// See [`OVL_BULK`].
+pub const BULK_SLOTS: u32 = 256;
 
 /// Counts an event.
 #[inline(always)]

@@ -8,13 +8,17 @@ use aya_ebpf::bindings::{
     __sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md,
 };
 use aya_ebpf::helpers::{
-    bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
-    bpf_skb_store_bytes, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+    bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail,
+    bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_adjust_tail,
+    bpf_xdp_get_buff_len,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
+use overlay_common::bulk::{self, Segment};
 use overlay_common::counters::DropReason;
 use overlay_common::verdict::Frame;
-use overlay_common::wire::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, be16};
+use overlay_common::wire::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, PROTO_TCP, be16};
+
+use crate::maps::{BULK_SLOTS, OVL_BULK};
 
 /// A frame in a hook: it can be changed and sent, too. All fail with [`DropReason::Helper`].
 pub trait Packet: Frame {
@@ -228,6 +232,24 @@ impl Skb {
         }
     }
 
+    /// Whether this TCP segment for a port is one of many: see [`bulk`].
+    #[inline(always)]
+    fn is_bulk(&self, port: u32) -> bool {
+        let Some(bulk) = OVL_BULK.get_ptr_mut(port % BULK_SLOTS) else {
+            return false;
+        };
+        let segment = if self.gso_size() != 0 {
+            Segment::Joined
+        } else if self.total_len() >= bulk::FULL_SEGMENT {
+            Segment::Full
+        } else {
+            Segment::Short
+        };
+        // SAFETY: the helper takes nothing. The slot is aligned, lives as long as the map, and is
+        // this CPU's: softirqs, in which this runs, do not interrupt one another.
+        unsafe { (*bulk).takes_long_way(bpf_ktime_get_coarse_ns() >> bulk::WINDOW_SHIFT, segment) }
+    }
+
     /// The EtherType that the kernel believes the frame to have.
     #[inline(always)]
     pub fn protocol(&self) -> u16 {
@@ -339,15 +361,22 @@ impl Packet for Skb {
         // be, too, and after decapsulation it may still be the outer one.
         let ethertype: [u8; 2] = self.load(ETH_LEN - 2).ok_or(DropReason::Helper)?;
         let ethertype = be16(ethertype[0], ethertype[1]);
-        if (ethertype == ETH_P_IP || ethertype == ETH_P_IPV6) && ethertype == self.protocol() {
-            // SAFETY: `ctx` is the program's own context.
-            if unsafe { bpf_skb_change_type(self.ctx, PACKET_HOST) } != 0 {
-                return Err(DropReason::Helper);
-            }
-            // SAFETY: the helper takes numbers only, and any number.
-            return redirected(unsafe { bpf_redirect_peer(port, 0) });
+        let protocol_at = match ethertype {
+            ETH_P_IP => ETH_LEN + 9,
+            ETH_P_IPV6 => ETH_LEN + 6,
+            _ => return self.redirect(port),
+        };
+        let [protocol] = self.load(protocol_at).ok_or(DropReason::Helper)?;
+        if ethertype != self.protocol() || (protocol == PROTO_TCP && self.is_bulk(port)) {
+            return self.redirect(port);
         }
-        self.redirect(port)
+        // SAFETY: `ctx` is the program's own context, here and below.
+        let is_host = unsafe { (*self.ctx).pkt_type } == PACKET_HOST;
+        if !is_host && unsafe { bpf_skb_change_type(self.ctx, PACKET_HOST) } != 0 {
+            return Err(DropReason::Helper);
+        }
+        // SAFETY: the helper takes numbers only, and any number.
+        redirected(unsafe { bpf_redirect_peer(port, 0) })
     }
 }
 

@@ -51,7 +51,7 @@ unsafe impl Request for DriverInfo {}
 
 /// Runs one of the commands that carry a single u32 both ways, and returns the u32 afterwards.
 ///
-/// Only those may be given: `ETHTOOL_[GS]TXCSUM`, `ETHTOOL_[GS]GRO`, `ETHTOOL_[GS]FLAGS`; the
+/// Only those may be given: `ETHTOOL_[GS]` with `TXCSUM`, `TSO`, `GRO` or `FLAGS`; the
 /// enum keeps a caller from passing a command with a larger structure.
 pub(crate) fn value(ifname: &str, command: ValueCommand, data: u32) -> io::Result<u32> {
     let mut value = Value {
@@ -68,6 +68,8 @@ pub(crate) fn value(ifname: &str, command: ValueCommand, data: u32) -> io::Resul
 pub(crate) enum ValueCommand {
     GetTxChecksum = 0x16,
     SetTxChecksum = 0x17,
+    GetTso = 0x1e,
+    SetTso = 0x1f,
     GetFlags = 0x25,
     SetFlags = 0x26,
     GetGro = 0x2b,

@@ -12,6 +12,9 @@ pub enum Offload {
     /// Checksums left to the sending interface. Off, every packet leaves with its checksum done,
     /// as an XDP redirect needs; segmentation offload goes off with it.
     TxChecksum,
+    /// TCP super-packets cut by the sending interface. A veth on which it is off has GRO join what
+    /// its peer receives.
+    TcpSegmentation,
     /// Received packets merged before the stack sees them. On a veth it also makes the peer able
     /// to take XDP frames.
     Gro,
@@ -31,6 +34,7 @@ impl Offload {
     pub fn name(self) -> &'static str {
         match self {
             Offload::TxChecksum => "tx-checksumming",
+            Offload::TcpSegmentation => "tcp-segmentation-offload",
             Offload::Gro => "generic-receive-offload",
             Offload::TxVlan => "tx-vlan-offload",
             Offload::RxVlan => "rx-vlan-offload",
@@ -40,6 +44,7 @@ impl Offload {
     fn read(self, ifname: &str) -> io::Result<bool> {
         let (command, mask) = match self {
             Offload::TxChecksum => (ValueCommand::GetTxChecksum, u32::MAX),
+            Offload::TcpSegmentation => (ValueCommand::GetTso, u32::MAX),
             Offload::Gro => (ValueCommand::GetGro, u32::MAX),
             Offload::TxVlan => (ValueCommand::GetFlags, FLAG_TX_VLAN),
             Offload::RxVlan => (ValueCommand::GetFlags, FLAG_RX_VLAN),
@@ -50,6 +55,7 @@ impl Offload {
     fn write(self, ifname: &str, on: bool) -> io::Result<()> {
         let (command, data) = match self {
             Offload::TxChecksum => (ValueCommand::SetTxChecksum, on.into()),
+            Offload::TcpSegmentation => (ValueCommand::SetTso, on.into()),
             Offload::Gro => (ValueCommand::SetGro, on.into()),
             Offload::TxVlan => (ValueCommand::SetFlags, flags(ifname, FLAG_TX_VLAN, on)?),
             Offload::RxVlan => (ValueCommand::SetFlags, flags(ifname, FLAG_RX_VLAN, on)?),

@@ -201,6 +201,12 @@ pub fn hook_uplink(bpf: &mut Bpf, plan: &mut Plan, uplink: &Uplink) -> Result<Ho
     Ok(hook)
 }
 
+/// Settings of a port's host end: what programs redirect there is to be joined inside, and a veth
+/// does so only when it does not pass super-packets on itself.
+pub fn set_port_offloads(port: &str) -> overlay_host::Result<()> {
+    offload::set(port, Offload::TcpSegmentation, false)
+}
+
 /// Settings inside a container that keep checksums and lengths right for the hooks in use.
 /// Runs in the container's namespace.
 pub fn set_offloads(ifname: &str, plan: &Plan) -> overlay_host::Result<()> {
@@ -209,11 +215,9 @@ pub fn set_offloads(ifname: &str, plan: &Plan) -> overlay_host::Result<()> {
     let xdp_port = plan.port == HookKind::Xdp;
     // XDP loses the note that a checksum is still to be computed.
     offload::set(ifname, Offload::TxChecksum, !xdp_port)?;
-    // A veth takes frames from XDP only while it polls, which GRO makes it do.
-    if xdp_port || plan.uplink == HookKind::Xdp {
-        offload::set(ifname, Offload::Gro, true)?;
-    }
-    Ok(())
+    // What comes the long way is joined; and a veth takes frames from XDP only while it polls, which
+    // GRO makes it do.
+    offload::set(ifname, Offload::Gro, true)
 }
 
 /// Passes the programs' log lines on, ten times a second.

@@ -9,7 +9,7 @@ use overlay_core::model::{Endpoint, MacAddr, Vni};
 use overlay_core::tables::StaticEntry;
 use overlay_host::{Netns as HostNetns, NetnsRef, PortSpec};
 
-use super::datapath::{PORT_PREFIX, set_offloads};
+use super::datapath::{PORT_PREFIX, set_offloads, set_port_offloads};
 use super::{Agent, Port, PortAdd, resolv_conf};
 use crate::api::{FdbRow, LocalContainer, Netns};
 use crate::bpf::Site;
@@ -78,6 +78,7 @@ impl Agent {
         };
         let finish = async {
             inside.run(|| set_offloads(&ifname, &self.plan))??;
+            set_port_offloads(&name)?;
             steps.done("offloads");
             self.attach_port(&port)?;
             steps.done("hook");
@@ -321,7 +322,8 @@ impl Agent {
                 port.local.netns
             );
         }
-        Ok(inside.run(|| set_offloads(&port.local.ifname, &self.plan))??)
+        inside.run(|| set_offloads(&port.local.ifname, &self.plan))??;
+        Ok(set_port_offloads(&port.local.port)?)
     }
 
     /// A name that no port has: derived from network and MAC, which are unique.

@@ -8,6 +8,7 @@
 #[cfg(any(test, feature = "testing"))]
 extern crate std;
 
+pub mod bulk;
 pub mod checksum;
 pub mod counters;
 pub mod echo;
