@@ -22,7 +22,9 @@ use overlay_common::verdict::neighbour::{arp_reply, nd_reply};
 use overlay_common::verdict::{
     EcnRewrite, Frame, Tables, Verdict, from_agent_then, from_port_then, from_uplink_then,
 };
-use overlay_common::wire::{ETH_LEN, ETH_P_IP, Family, Mac, OUTER_V4_LEN, OUTER_V6_LEN};
+use overlay_common::wire::{
+    ETH_LEN, ETH_P_IP, Family, Mac, OUTER_V4_LEN, OUTER_V6_LEN, UDP_LEN, VXLAN_LEN,
+};
 
 use crate::decap::{Decap, rewrite_ecn};
 use crate::encap::{Encap, EncapError, Headers};
@@ -322,17 +324,18 @@ fn answer_nd<P: Packet>(packet: &mut P, mac: &Mac) -> Result<(), DropReason> {
 #[inline(never)]
 fn answer_echo<P: Packet>(packet: &mut P, family: Family) -> Result<(), DropReason> {
     exchange::<P, 6>(packet, 0)?;
-    // The ports are the same.
-    match family {
+    let outer_len = match family {
         Family::V4 => {
             exchange::<P, 4>(packet, ETH_LEN + 12)?;
-            exchange::<P, 2>(packet, OUTER_V4_LEN)
+            OUTER_V4_LEN
         }
         Family::V6 => {
             exchange::<P, 16>(packet, ETH_LEN + 8)?;
-            exchange::<P, 2>(packet, OUTER_V6_LEN)
+            OUTER_V6_LEN
         }
-    }
+    };
+    exchange::<P, 2>(packet, outer_len - VXLAN_LEN - UDP_LEN)?;
+    exchange::<P, 2>(packet, outer_len)
 }
 
 /// Exchanges two fields of `N` bytes, of which one begins at `at` and the other is behind it.

@@ -1,5 +1,5 @@
-//! VTEP echo: requests are answered in place, answers reach the kernel, all else on VNI 0 is
-//! dropped.
+//! VTEP echo: requests are answered in place, all else on VNI 0 is dropped; answers, which go to
+//! another port, reach the kernel.
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use overlay_common::counters::{DropReason, Stat};
@@ -11,6 +11,8 @@ use super::frames::*;
 use super::object::{Action, Beside, Hook, Object, UPLINK};
 use super::world::*;
 
+/// Where the request is sent from.
+const ASKER_PORT: u16 = 40_000;
 const NONCE: u64 = 0x1122_3344_5566_7788;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -19,16 +21,27 @@ pub fn request(family: Family, padding: usize) -> Vec<u8> {
     let payload = [&echo::request(NONCE)[..], &vec![0xa5; padding]].concat();
     match family {
         Family::V4 => {
-            let datagram = summed_udp(VTEP_R, VTEP, &payload);
+            let mut datagram = summed_udp(VTEP_R, VTEP, &payload);
+            from_port(&mut datagram, ASKER_PORT);
             let packet = ipv4(VTEP_R, VTEP, 0x02, UDP, &datagram);
             eth(OWN_UPLINK, NEXT_HOP, IP, &packet)
         }
         Family::V6 => {
-            let datagram = summed_udp6(VTEP_R, VTEP, &payload);
+            let mut datagram = summed_udp6(VTEP_R, VTEP, &payload);
+            from_port(&mut datagram, ASKER_PORT);
             let packet = ipv6(vtep6(VTEP_R), vtep6(VTEP), 0x02, UDP, 64, &datagram);
             eth(OWN_UPLINK, NEXT_HOP, IP6, &packet)
         }
     }
+}
+
+/// Gives a datagram another source port; its checksum stays right.
+fn from_port(datagram: &mut [u8], port: u16) {
+    let old = u16::from_be_bytes([datagram[0], datagram[1]]);
+    let sum = u16::from_be_bytes([datagram[6], datagram[7]]);
+    let sum = overlay_common::checksum::update(sum, old, port);
+    datagram[..2].copy_from_slice(&port.to_be_bytes());
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// The message's place.
@@ -59,7 +72,10 @@ fn is_answer(frame: &[u8]) {
         _ => panic!("no IP"),
     };
     assert_eq!(udp.checksum(), sum.unwrap());
-    assert_eq!((udp.source_port(), udp.destination_port()), (4789, 4789));
+    assert_eq!(
+        (udp.source_port(), udp.destination_port()),
+        (4789, ASKER_PORT)
+    );
     assert_eq!(echo::answer(udp.payload()), Some(NONCE));
 }
 
@@ -102,7 +118,10 @@ fn answers_are_the_kernels() {
             return;
         };
         let mut frame = request(family, 40);
-        frame[message(family)..][..4].copy_from_slice(&[0, 0, 0, 1]);
+        let at = message(family);
+        frame[at..at + 4].copy_from_slice(&[0, 0, 0, 1]);
+        // To the port that asked.
+        frame[at - 14..at - 12].copy_from_slice(&ASKER_PORT.to_be_bytes());
         for hook in UPLINK {
             let outcome = object.run(hook, &frame);
             assert_eq!(outcome.action, Action::Pass, "{hook:?}");
@@ -132,7 +151,7 @@ fn all_else_on_vni_0_is_dropped() {
             Family::V4 => (50, 26, 16),
             Family::V6 => (70, 22, 18),
         };
-        let (udp_port, udp_len) = (at - 16, at - 12);
+        let udp_len = at - 12;
         // For requests and answers alike: who does not belong to the cluster learns nothing.
         for words in [[0, 1, 0, 0], [0, 0, 0, 1]] {
             let mut frame = edit(source, &[9, 9, 9, 9]);
@@ -152,7 +171,7 @@ fn all_else_on_vni_0_is_dropped() {
             frame
         };
         for malformed in [
-            edit(udp_port, &4790_u16.to_be_bytes()),
+            edit(at, &[0, 0, 0, 1]),
             edit(at, &[0, 0, 0, 0]),
             edit(at, &[0, 1, 0, 1]),
             edit(at, &[0, 2, 0, 0]),

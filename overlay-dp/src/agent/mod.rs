@@ -5,6 +5,7 @@
 //! updates that its misses ask for.
 
 mod addresses;
+mod data_port;
 mod datapath;
 mod desk;
 mod events;
@@ -47,6 +48,7 @@ pub use start::prepare_restore;
 pub use state::Port;
 
 pub use addresses::{Addresses, Wish};
+use data_port::DataPort;
 use leave::Lock;
 use names::NameService;
 use next_hops::NextHops;
@@ -237,6 +239,7 @@ struct Agent {
     names: NameService,
     next_hops: NextHops,
     prober: Prober,
+    data_port: DataPort,
     /// What is wrong with the uplink.
     uplink_problem: Option<String>,
     /// Its interface was deleted, and its hook with it.

@@ -7,12 +7,13 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use overlay_cluster::{Cluster, Start};
 use overlay_host::{Host, Monitor, Uplink};
 use tokio::sync::mpsc;
 
 use super::addresses::Addresses;
+use super::data_port::{DataPort, echo_socket};
 use super::leave::Lock;
 use super::names::NameService;
 use super::next_hops::NextHops;
@@ -40,7 +41,7 @@ impl Agent {
         let uplink = Uplink::discover(&host, &options.iface, options.advertise).await?;
         check_family(&uplink, options.join.as_deref())?;
         let inner_mtu = inner_mtu(&uplink, options.mtu)?;
-        let data_port = reserve(uplink.addr, options.data_port)?;
+        let data_port = DataPort::hold(&host, &options, uplink.addr).await?;
         let start = choose_start(&options)?;
         let (is_new, is_member) = (matches!(start, Start::New), matches!(start, Start::Resume));
         let state_dir = options.instance.state_dir();
@@ -89,7 +90,8 @@ impl Agent {
                 is_new,
                 steps,
                 next_hops: NextHops::default(),
-                prober: Prober::start(data_port, options.data_port)?,
+                prober: Prober::start(echo_socket(uplink.addr)?, options.data_port)?,
+                data_port,
                 uplink_problem: None,
                 uplink_lost: false,
                 address_gone: None,
@@ -234,18 +236,6 @@ fn inner_mtu(uplink: &Uplink, wanted: Option<u32>) -> Result<u32> {
         }
         Some(mtu) => Ok(mtu),
     }
-}
-
-/// Holds the data port, so that no kernel vxlan device or other program takes frames that are
-/// not ours, and so that a second one of us is noticed. Probes use the socket.
-pub(super) fn reserve(address: IpAddr, port: u16) -> Result<std::net::UdpSocket> {
-    overlay_host::echo_socket(address, port).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => anyhow!(
-            "port {port}/udp is taken on {address}: stop what uses it (see 'ss -ulpn' and 'ip -d link show type \
-             vxlan'), or use another one on all hosts with --data-port"
-        ),
-        _ => anyhow!("can't use port {port}/udp on {address}: {error}"),
-    })
 }
 
 fn cluster_dir(instance: &Instance) -> std::path::PathBuf {

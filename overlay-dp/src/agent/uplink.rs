@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use overlay_common::layout::Config;
 use overlay_host::{HostEvent, Uplink};
 
+use super::data_port::{DataPort, echo_socket};
 use super::{Agent, datapath};
 
 /// How long the uplink may be without our address before another one is taken: who flushes and
@@ -122,7 +123,8 @@ impl Agent {
     /// This host's tunnels end at another address from now on.
     async fn take_address(&mut self, addr: IpAddr) -> Result<()> {
         let port = self.options.data_port;
-        let socket = super::start::reserve(addr, port)?;
+        let socket = echo_socket(addr)?;
+        self.data_port = DataPort::hold(&self.host, &self.options, addr).await?;
         let vtep = self
             .tables
             .write()

@@ -5,7 +5,8 @@
 //! ```text
 //!  outer IP and UDP         VXLAN, flags 0x08, VNI 0    message              to any length
 //! +-----------------------+---------------------------+--------------------+---------------+
-//! | both ports: data port | 08 00 00 00  00 00 00 00  | see below, 16      | padding       |
+//! | from any port         |                           |                    |               |
+//! | to the data port      | 08 00 00 00  00 00 00 00  | see below, 16      | padding       |
 //! +-----------------------+---------------------------+--------------------+---------------+
 //!
 //!  request 2   answer 2   magic 4       nonce 8
@@ -20,9 +21,10 @@
 //! request, whose padding thus says what both ways carry. It has what is left of the request's
 //! TTL or hop limit.
 //!
-//! Only a request from a known VTEP whose lengths agree exactly is answered, and only an answer
-//! from a known VTEP gets to the kernel, for the agent's UDP socket on VTEP address and data port.
-//! That socket must send without UDP checksum (`SO_NO_CHECK`; for IPv6 `UDP_NO_CHECK6_TX`, and
+//! Only a request from a known VTEP whose lengths agree exactly is answered. The answer goes to a
+//! port that is not the data port: it is the kernel's, for the agent's UDP socket, and known by its
+//! nonce. (On the data port a socket would keep the kernel from joining what tunnels bring: see
+//! `overlay_host::outer_gro`.) That socket must send without UDP checksum (`SO_NO_CHECK`; for IPv6 `UDP_NO_CHECK6_TX`, and
 //! `UDP_NO_CHECK6_RX` to take the answer): XDP on a veth loses the note that one is still to be
 //! computed. It should set DF (`IP_PMTUDISC_PROBE`) and must not use UDP segmentation offload.
 
@@ -40,15 +42,6 @@ const ANSWER: u32 = 0x0000_0001;
 pub const MESSAGE_LEN: usize = 16;
 /// The shortest UDP payload: VXLAN header and message.
 pub const PAYLOAD_LEN: usize = VXLAN_LEN + MESSAGE_LEN;
-
-/// Request or answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// To be answered.
-    Request,
-    /// To be given to who asked.
-    Answer,
-}
 
 /// The UDP payload of a request. Padding goes behind it.
 pub const fn request(nonce: u64) -> [u8; PAYLOAD_LEN] {
@@ -89,20 +82,18 @@ pub fn answer(payload: &[u8]) -> Option<u64> {
     let (magic, message) = message.split_first_chunk()?;
     let nonce = u64::from_be_bytes(*message.first_chunk()?);
     let on_vni_0 = vxlan[0] & VXLAN_FLAG_VNI != 0 && vxlan[4..7] == [0; 3];
-    (on_vni_0 && kind(*words, *magic) == Some(Kind::Answer)).then_some(nonce)
+    (on_vni_0 && is(ANSWER, *words, *magic)).then_some(nonce)
 }
 
-/// What a message is, by its first two words and its magic; `None` when it is no echo.
+/// Whether a message is to be answered, by its first two words and its magic.
 #[inline(always)]
-pub const fn kind(words: [u8; 4], magic: [u8; 4]) -> Option<Kind> {
-    if u32::from_ne_bytes(magic) != u32::from_ne_bytes(MAGIC) {
-        return None;
-    }
-    match u32::from_be_bytes(words) {
-        REQUEST => Some(Kind::Request),
-        ANSWER => Some(Kind::Answer),
-        _ => None,
-    }
+pub const fn is_request(words: [u8; 4], magic: [u8; 4]) -> bool {
+    is(REQUEST, words, magic)
+}
+
+#[inline(always)]
+const fn is(kind: u32, words: [u8; 4], magic: [u8; 4]) -> bool {
+    u32::from_ne_bytes(magic) == u32::from_ne_bytes(MAGIC) && u32::from_be_bytes(words) == kind
 }
 
 #[cfg(test)]

@@ -175,11 +175,13 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
         if len > self.entry.mtu {
             return Ok(act(self.punt(Reason::TooBig)));
         }
-        if is_group(&self.eth.dst) {
-            return Ok(act(self.punt(Reason::Flood)));
-        }
         let Some(entry) = self.tables.fdb(&FdbKey::new(vni, self.eth.dst)) else {
-            return Ok(act(self.punt(Reason::UnknownDestination)));
+            let reason = if is_group(&self.eth.dst) {
+                Reason::Flood
+            } else {
+                Reason::UnknownDestination
+            };
+            return Ok(act(self.punt(reason)));
         };
         if let Some(ifindex) = entry.port() {
             if ifindex == self.ifindex {

@@ -3,7 +3,7 @@
 use super::{EcnRewrite, Eth, Frame, Tables, Verdict};
 use crate::checksum;
 use crate::counters::DropReason;
-use crate::echo::{self, Kind};
+use crate::echo;
 use crate::layout::{Config, FdbKey};
 use crate::outer::decap_ecn;
 use crate::punt::Reason;
@@ -170,23 +170,20 @@ fn datagram<'t, F: Frame, T: Tables, R>(
         let exact = ip.len + ETH_LEN as u32 == frame.total_len()
             && ip.len == udp_len + header_len
             && frame.gso_size() == 0;
-        let from_vtep = be16(udp[0], udp[1]) == config.data_port;
-        return match echo_kind(frame, tables, &outer, exact && from_vtep)? {
-            Kind::Request => Ok(act(Verdict::EchoReply { family: ip.family })),
-            Kind::Answer => Ok(act(Verdict::Pass)),
-        };
+        check_echo(frame, tables, &outer, exact)?;
+        return Ok(act(Verdict::EchoReply { family: ip.family }));
     }
     inner(frame, tables, &outer, act)
 }
 
-/// What a frame on VNI 0 is. `sound` says that its lengths and ports are an echo's.
+/// Refuses what is on VNI 0 and no echo request. `sound` says that its lengths are one's.
 #[inline(always)]
-fn echo_kind<F: Frame, T: Tables>(
+fn check_echo<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
     outer: &Outer,
     sound: bool,
-) -> Result<Kind, DropReason> {
+) -> Result<(), DropReason> {
     const MALFORMED: DropReason = DropReason::MalformedEcho;
     tables.vtep(&outer.src).ok_or(DropReason::UnknownVtep)?;
     if !sound {
@@ -200,7 +197,10 @@ fn echo_kind<F: Frame, T: Tables>(
     let words: [u8; 4] = frame.load(message).ok_or(MALFORMED)?;
     let magic: [u8; 4] = frame.load(message + 4).ok_or(MALFORMED)?;
     let _nonce: [u8; 8] = frame.load(message + 8).ok_or(MALFORMED)?;
-    echo::kind(words, magic).ok_or(MALFORMED)
+    if !echo::is_request(words, magic) {
+        return Err(MALFORMED);
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -211,29 +211,26 @@ fn inner<'t, F: Frame, T: Tables, R>(
     act: impl FnOnce(Verdict<'t>) -> R,
 ) -> Result<R, DropReason> {
     let vni = outer.vni;
-    tables.vtep(&outer.src).ok_or(DropReason::UnknownVtep)?;
-    tables.network(vni).ok_or(DropReason::UnknownVni)?;
     let outer_len = outer.family.outer_len();
     let eth = Eth::new(frame.load(outer_len).ok_or(DropReason::Truncated)?);
+    // An entry is there only while its VTEP and its network are known, and only for one address:
+    // whoever is found behind the sender needs no other check.
+    let source = tables.fdb(&FdbKey::new(vni, eth.src));
+    if !source.is_some_and(|source| source.is_behind(&outer.src)) {
+        let found = source.is_some();
+        refuse_sender(tables, outer, &eth, found)?;
+        let reason = Reason::UnknownSource;
+        return Ok(act(Verdict::Punt { reason, vni }));
+    }
     if eth.is_tagged() {
         return Err(DropReason::InnerVlan);
     }
-    if is_group(&eth.src) || mac_eq(&eth.src, &[0; 6]) {
-        return Err(DropReason::InnerSource);
-    }
-    let Some(source) = tables.fdb(&FdbKey::new(vni, eth.src)) else {
-        let reason = Reason::UnknownSource;
-        return Ok(act(Verdict::Punt { reason, vni }));
-    };
-    if !source.is_behind(&outer.src) {
-        return Err(DropReason::WrongVtep);
-    }
-    if is_group(&eth.dst) {
-        let reason = Reason::Flood;
-        return Ok(act(Verdict::Punt { reason, vni }));
-    }
     let Some(destination) = tables.fdb(&FdbKey::new(vni, eth.dst)) else {
-        let reason = Reason::UnknownDestination;
+        let reason = if is_group(&eth.dst) {
+            Reason::Flood
+        } else {
+            Reason::UnknownDestination
+        };
         return Ok(act(Verdict::Punt { reason, vni }));
     };
     let ifindex = destination.port().ok_or(DropReason::NotLocal)?;
@@ -245,6 +242,29 @@ fn inner<'t, F: Frame, T: Tables, R>(
             ecn,
         })
     })
+}
+
+/// Says what is wrong with a frame whose sender is not behind the VTEP it came from. `found` tells
+/// that it is elsewhere; otherwise the agent may know more than the map.
+#[inline(always)]
+fn refuse_sender<T: Tables>(
+    tables: &T,
+    outer: &Outer,
+    eth: &Eth,
+    found: bool,
+) -> Result<(), DropReason> {
+    tables.vtep(&outer.src).ok_or(DropReason::UnknownVtep)?;
+    tables.network(outer.vni).ok_or(DropReason::UnknownVni)?;
+    if eth.is_tagged() {
+        return Err(DropReason::InnerVlan);
+    }
+    if is_group(&eth.src) || mac_eq(&eth.src, &[0; 6]) {
+        return Err(DropReason::InnerSource);
+    }
+    if found {
+        return Err(DropReason::WrongVtep);
+    }
+    Ok(())
 }
 
 /// Combines outer and inner ECN and calls `act` with the result: `None` when the inner header
