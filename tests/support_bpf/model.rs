@@ -126,6 +126,7 @@ impl Run<'_> {
                 let message = ip + 2 * len + 16;
                 swap(bytes, 0, 6);
                 swap(bytes, ip, len);
+                swap(bytes, ip + 2 * len, 2);
                 swap(bytes, message, 2);
                 Stat::EchoReplies
             }
