@@ -5,6 +5,8 @@
 //!   c1 ─veth─ host1 eth0 ─veth─ router ─veth─ eth0 host2 ─veth─ c2
 //! ```
 //!
+//! With `--docker` also Docker itself, its overlay network between its own containers.
+//!
 //! One such lab for each peer, all with the same namespaces and links. The peers take turns in
 //! short slices, and what counts is the ratio of two peers within one round of turns: whatever
 //! else the machine does meets all of them alike. Medians of these are compared with the goals.
@@ -26,6 +28,8 @@ mod bed;
 mod bpf;
 #[path = "end_to_end/cpu.rs"]
 mod cpu;
+#[path = "end_to_end/docker.rs"]
+mod docker;
 #[path = "end_to_end/judge.rs"]
 mod judge;
 #[path = "end_to_end/kernel_vxlan.rs"]

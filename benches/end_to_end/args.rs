@@ -23,8 +23,12 @@ pub struct Args {
     #[arg(long = "wire", value_delimiter = ',', default_values = ["gso", "mtu", "mtu+gro"])]
     pub wires: Vec<Wire>,
     /// Who takes part
-    #[arg(long = "peer", value_delimiter = ',', default_values = Peer::NAMES)]
-    pub peers: Vec<Peer>,
+    #[arg(long = "peer", value_delimiter = ',', default_values = Peer::UNASKED)]
+    peers: Vec<Peer>,
+    /// Docker's own overlay, too: two daemons in a swarm. Needs Docker to be installed, running or
+    /// not
+    #[arg(long)]
+    docker: bool,
     /// How often it is everyone's turn
     #[arg(long, default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -58,6 +62,10 @@ impl Args {
         let name = name.to_lowercase();
         let mut words = self.words.iter().chain(&self.only).peekable();
         words.peek().is_none() || words.any(|word| name.contains(&word.to_lowercase()))
+    }
+
+    pub fn takes_part(&self, peer: Peer) -> bool {
+        self.peers.contains(&peer) || (self.docker && peer == Peer::Docker)
     }
 
     pub fn rounds(&self) -> u32 {

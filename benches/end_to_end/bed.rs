@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::args::Args;
+use crate::docker::{self, Docker};
 use crate::{kernel_vxlan, routed};
 
 const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
@@ -21,20 +22,30 @@ const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
 pub enum Peer {
     Bare,
     Kernel,
+    Docker,
     Xdp,
     Tcx,
     Auto,
 }
 
 impl Peer {
-    pub const ALL: [Peer; 5] = [Peer::Bare, Peer::Kernel, Peer::Xdp, Peer::Tcx, Peer::Auto];
+    pub const ALL: [Peer; 6] = [
+        Peer::Bare,
+        Peer::Kernel,
+        Peer::Docker,
+        Peer::Xdp,
+        Peer::Tcx,
+        Peer::Auto,
+    ];
     /// As on the command line.
-    pub const NAMES: [&'static str; 5] = ["bare", "kernel", "xdp", "tcx", "auto"];
+    const NAMES: [&'static str; 6] = ["bare", "kernel", "docker", "xdp", "tcx", "auto"];
+    /// Those that need nothing else.
+    pub const UNASKED: [&'static str; 5] = ["bare", "kernel", "xdp", "tcx", "auto"];
 
     /// Its `--datapath`, when it is overlay-dp.
     pub fn datapath(self) -> Option<&'static str> {
         match self {
-            Peer::Bare | Peer::Kernel => None,
+            Peer::Bare | Peer::Kernel | Peer::Docker => None,
             Peer::Xdp => Some("xdp"),
             Peer::Tcx => Some("tcx"),
             Peer::Auto => Some("auto"),
@@ -47,6 +58,7 @@ impl fmt::Display for Peer {
         f.pad(match self {
             Peer::Bare => "bare routing",
             Peer::Kernel => "kernel vxlan",
+            Peer::Docker => "docker",
             Peer::Xdp => "overlay-dp xdp",
             Peer::Tcx => "overlay-dp tcx",
             Peer::Auto => "overlay-dp auto",
@@ -71,17 +83,20 @@ pub struct Bed {
     pub from: IpAddr,
     /// `c2`'s.
     pub to: IpAddr,
-    /// Agents end before their lab is removed.
+    ends: [Ns; 2],
+    /// Agents and daemons end before their lab is removed.
     overlay: Option<Overlay>,
+    _docker: Option<Docker>,
     pub lab: Lab,
 }
 
 impl Bed {
     /// Those that take part.
     pub fn all(args: &Args) -> Result<Vec<Bed>> {
-        let wanted = Peer::ALL
-            .into_iter()
-            .filter(|peer| args.peers.contains(peer));
+        if args.takes_part(Peer::Docker) {
+            docker::check_installed()?;
+        }
+        let wanted = Peer::ALL.into_iter().filter(|peer| args.takes_part(*peer));
         wanted
             .map(|peer| Bed::make(peer).with_context(|| peer.to_string()))
             .collect()
@@ -89,33 +104,42 @@ impl Bed {
 
     fn make(peer: Peer) -> Result<Bed> {
         let lab = Lab::new(&LabSpec::default(), Path::new(BIN))?;
-        let (overlay, [from, to]) = match peer.datapath() {
-            Some(datapath) => {
-                let overlay = Overlay::start(&lab, &format!("--datapath {datapath}"))
-                    .with_context(|| lab.logs())?;
-                let ips = [overlay.c(1).ip, overlay.c(2).ip];
-                (Some(overlay), ips)
+        let mut ends = [1, 2].map(|number| lab.c(number).clone());
+        let (mut overlay, mut docker) = (None, None);
+        let [from, to] = match peer {
+            Peer::Bare => routed::build(&lab)?,
+            Peer::Kernel => kernel_vxlan::build(&lab)?,
+            Peer::Docker => {
+                let docker = docker.insert(Docker::start(&lab)?);
+                ends = docker.ends.clone();
+                docker.ips
             }
-            None if peer == Peer::Bare => (None, routed::build(&lab)?),
-            None => (None, kernel_vxlan::build(&lab)?),
+            Peer::Xdp | Peer::Tcx | Peer::Auto => {
+                let datapath = peer.datapath().context("no overlay-dp")?;
+                let started = Overlay::start(&lab, &format!("--datapath {datapath}"));
+                let overlay = overlay.insert(started.with_context(|| lab.logs())?);
+                [overlay.c(1).ip, overlay.c(2).ip]
+            }
         };
         Ok(Bed {
             peer,
             from,
             to,
+            ends,
             overlay,
+            _docker: docker,
             lab,
         })
     }
 
     /// The container that sends.
     pub fn c1(&self) -> &Ns {
-        self.lab.c(1)
+        &self.ends[0]
     }
 
     /// The one that answers.
     pub fn c2(&self) -> &Ns {
-        self.lab.c(2)
+        &self.ends[1]
     }
 
     /// The containers' network.

@@ -70,7 +70,7 @@ pub fn outcomes(line: &Line) -> Vec<Outcome> {
             met,
         })
     };
-    [Peer::Kernel, Peer::Bare]
+    [Peer::Kernel, Peer::Bare, Peer::Docker]
         .into_iter()
         .filter_map(outcome)
         .collect()

@@ -23,6 +23,7 @@ fn color(peer: Peer) -> RGBColor {
     match peer {
         Peer::Bare => RGBColor(150, 150, 150),
         Peer::Kernel => RGBColor(60, 60, 60),
+        Peer::Docker => RGBColor(130, 90, 170),
         Peer::Xdp => RGBColor(214, 130, 40),
         Peer::Tcx => RGBColor(60, 130, 190),
         Peer::Auto => RGBColor(40, 150, 90),
@@ -65,7 +66,9 @@ pub fn draw(report: &Report, path: &Path) -> Result<()> {
     let scale = Scale {
         most: furthest.fold(2.0, f64::max).min(MOST),
     };
-    legend(&page, &scale, TOP + height)?;
+    let shown = |peer: &Peer| *peer != Peer::Kernel && report.takes_part(*peer);
+    let peers = Peer::ALL.into_iter().filter(shown);
+    legend(&page, peers, &scale, TOP + height)?;
     let mut y = TOP;
     for (line, bars) in &groups {
         let middle = y + bars.len() as i32 * BAR / 2 - 8;
@@ -114,12 +117,13 @@ fn gain(line: &Line, ratio: f64) -> f64 {
 
 fn legend<B: DrawingBackend>(
     page: &DrawingArea<B, plotters::coord::Shift>,
+    peers: impl Iterator<Item = Peer>,
     scale: &Scale,
     bottom: i32,
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
     let title = "Times as good as kernel vxlan + bridge (to the right: better), same run";
     page.draw(&Text::new(title, (12, 12), ("sans-serif", 18)))?;
-    for (place, peer) in (0..).zip(Peer::ALL.into_iter().filter(|peer| *peer != Peer::Kernel)) {
+    for (place, peer) in (0..).zip(peers) {
         let x = LEFT + place * 170;
         let swatch = [(x, 40), (x + 12, 52)];
         page.draw(&Rectangle::new(swatch, color(peer).filled()))?;

@@ -44,6 +44,8 @@ pub struct Series {
     /// Ratios within the rounds.
     pub of_kernel: Option<Summary>,
     pub of_bare: Option<Summary>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of_docker: Option<Summary>,
     /// Round by round.
     pub values: Vec<f64>,
     /// Of all round trips of this and the next metric, in nanoseconds: how many took at most so
@@ -67,6 +69,10 @@ impl Report {
         }
     }
 
+    pub fn takes_part(&self, peer: Peer) -> bool {
+        self.lines.iter().any(|line| line.of(peer).is_some())
+    }
+
     pub fn load(path: &Path) -> Result<Report> {
         let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is no report", path.display()))
@@ -85,9 +91,11 @@ impl Line {
             of.map(|series| series.values.clone())
         };
         let (kernel, bare) = (values_of(Peer::Kernel), values_of(Peer::Bare));
+        let docker = values_of(Peer::Docker);
         for series in &mut series {
             series.of_kernel = ratios(&series.values, kernel.as_deref());
             series.of_bare = ratios(&series.values, bare.as_deref());
+            series.of_docker = ratios(&series.values, docker.as_deref());
         }
         Line {
             metric,
@@ -129,6 +137,7 @@ impl Series {
             summary: Summary::of(&values),
             of_kernel: None,
             of_bare: None,
+            of_docker: None,
             values,
             histogram: buckets.unwrap_or_default(),
         }
@@ -139,6 +148,7 @@ impl Series {
         match peer {
             Peer::Bare => self.of_bare.as_ref(),
             Peer::Kernel => self.of_kernel.as_ref(),
+            Peer::Docker => self.of_docker.as_ref(),
             Peer::Xdp | Peer::Tcx | Peer::Auto => None,
         }
     }

@@ -34,7 +34,10 @@ pub fn render(report: &Report) -> String {
         .collect();
     let met = all.iter().filter(|met| **met).count();
     let _ = writeln!(text, "{met} of {} goals are met.", all.len());
-    text += "Docker's own overlay is not compared: kernel vxlan is built as it is.\n";
+    if !report.takes_part(Peer::Docker) {
+        text +=
+            "Docker's own overlay is not compared (--docker): kernel vxlan is built as it is.\n";
+    }
     text
 }
 
@@ -43,7 +46,7 @@ fn values(report: &Report) -> Table {
     let peers = || {
         Peer::ALL
             .into_iter()
-            .filter(|peer| takes_part(report, *peer))
+            .filter(|peer| report.takes_part(*peer))
     };
     let mut header = vec!["".to_owned(), "wire".to_owned(), "".to_owned()];
     header.extend(peers().map(|peer| peer.to_string()));
@@ -69,7 +72,7 @@ fn ratios(report: &Report) -> Table {
     let peers = || {
         Peer::ALL
             .into_iter()
-            .filter(|peer| takes_part(report, *peer))
+            .filter(|peer| report.takes_part(*peer))
     };
     let mut header = vec!["".to_owned(), "wire".to_owned()];
     header.extend(
@@ -77,12 +80,24 @@ fn ratios(report: &Report) -> Table {
             .filter(|p| *p != Peer::Kernel)
             .map(|peer| peer.to_string()),
     );
+    let ours: Vec<Peer> = peers().filter(|p| p.datapath().is_some()).collect();
+    let docker = report.takes_part(Peer::Docker);
+    if docker {
+        let names = ours.iter().filter_map(|peer| peer.datapath());
+        header.push(format!("to docker: {}", joined(names)));
+    }
     header.push("goal".to_owned());
     table.set_header(header);
     for line in &report.lines {
-        let ours = peers().filter(|p| *p != Peer::Kernel);
-        let cells: Vec<String> = ours.map(|peer| pair(line, peer)).collect();
-        if cells.iter().all(|cell| cell == "-") {
+        let others = peers().filter(|p| *p != Peer::Kernel);
+        let mut cells: Vec<String> = others.map(|peer| pair(line, peer)).collect();
+        if docker {
+            cells.push(joined(ours.iter().map(|peer| {
+                let series = line.of(*peer);
+                one(series.and_then(|series| series.of_docker.as_ref()))
+            })));
+        }
+        if !cells.iter().any(|cell| cell.contains(char::is_numeric)) {
             continue;
         }
         let mut row = vec![line.metric.to_string(), line.wire.clone()];
@@ -94,20 +109,24 @@ fn ratios(report: &Report) -> Table {
     table
 }
 
-fn takes_part(report: &Report, peer: Peer) -> bool {
-    report.lines.iter().any(|line| line.of(peer).is_some())
-}
-
 fn pair(line: &Line, peer: Peer) -> String {
     let Some(series) = line.of(peer) else {
         return "-".to_owned();
     };
-    let ratio = |of: &Option<Summary>| of.map_or("-".to_owned(), |of| format!("{:.2}", of.median));
     match (&series.of_kernel, &series.of_bare) {
         (None, None) => "-".to_owned(),
-        (kernel, _) if peer == Peer::Bare => ratio(kernel),
-        (kernel, bare) => format!("{} / {}", ratio(kernel), ratio(bare)),
+        (kernel, _) if peer == Peer::Bare => one(kernel.as_ref()),
+        (kernel, bare) => joined([kernel, bare].map(|of| one(of.as_ref()))),
     }
+}
+
+fn one(ratio: Option<&Summary>) -> String {
+    ratio.map_or("-".to_owned(), |of| format!("{:.2}", of.median))
+}
+
+fn joined(words: impl IntoIterator<Item: Into<String>>) -> String {
+    let words: Vec<String> = words.into_iter().map(Into::into).collect();
+    words.join(" / ")
 }
 
 /// `≤ 0.75 met, ≤ 1.00 MISSED`
@@ -119,10 +138,10 @@ fn verdict(line: &Line) -> String {
     };
     let all = outcomes(line).into_iter().map(|outcome| {
         let word = if outcome.met { "met" } else { "MISSED" };
-        let to = if outcome.to == Peer::Bare {
-            "bare"
-        } else {
-            "kernel"
+        let to = match outcome.to {
+            Peer::Bare => "bare",
+            Peer::Docker => "docker",
+            _ => "kernel",
         };
         format!("{to} {sign} {:.2} {word}", outcome.goal)
     });

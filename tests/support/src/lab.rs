@@ -223,6 +223,20 @@ impl Lab {
         Ns::create(&self.id, label)
     }
 
+    /// Takes in the namespace that somebody else, such as Docker, has made for a process. What
+    /// then still runs in it is ended with the lab; the namespace itself is its maker's.
+    ///
+    /// # Errors
+    /// When there is no such process, or the name is taken.
+    pub fn adopt(&self, label: &str, pid: u32) -> Result<Ns> {
+        Ns::adopt(&self.id, label, pid)
+    }
+
+    /// A directory that is removed with this lab.
+    pub fn dir(&self) -> PathBuf {
+        Path::new(LABS).join(&self.id)
+    }
+
     /// Runs `overlay-dp attach --iface eth0 <args>` on host `number` and waits until it is ready.
     ///
     /// # Errors

@@ -36,6 +36,6 @@ pub use iperf::{Load, Traffic, iperf3};
 pub use lab::{Host, Lab, LabSpec};
 pub use ns::Ns;
 pub use probe::{Hop, PingRun, PingStats, checksum_errors, nstat, ping, start_ping, traceroute};
-pub use process::{Background, Done, check_signals, stop_on_signals, wait_until};
+pub use process::{Background, Done, check_signals, program, stop_on_signals, wait_until};
 pub use remove::{kept_labs, remove_kept, remove_stale};
 pub use wire::Wire;

@@ -41,6 +41,21 @@ impl Ns {
         self.run("ip link set lo up").map(drop)
     }
 
+    /// A name for the namespace of a process, which stays when this name is deleted and others
+    /// are in it.
+    pub(crate) fn adopt(lab: &str, label: &str, pid: u32) -> Result<Ns> {
+        let ns = Ns {
+            name: format!("{lab}-{label}"),
+            label: label.to_owned(),
+        };
+        let mut attach = Command::new("ip");
+        attach
+            .args(["netns", "attach", &ns.name, &pid.to_string()])
+            .env("PATH", search_path());
+        Background::start(attach)?.finish(TIMEOUT)?.ok()?;
+        Ok(ns)
+    }
+
     /// Its name on this machine, as `ip netns` and `--netns` take it.
     pub fn name(&self) -> &str {
         &self.name

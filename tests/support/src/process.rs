@@ -1,6 +1,7 @@
 //! Running programs with a deadline, and ending them by PID.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -230,6 +231,13 @@ pub(crate) fn tidy(program: &str, args: &[&str]) -> String {
 pub(crate) fn search_path() -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     format!("{path}:/usr/local/sbin:/usr/sbin:/sbin")
+}
+
+/// Where a program is, when it is installed.
+pub fn program(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&search_path())
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
 }
 
 /// The command line as typed, without the nsenter in front.
