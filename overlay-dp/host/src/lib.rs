@@ -19,7 +19,7 @@ pub mod monitor;
 pub mod netns;
 pub mod nexthop;
 pub mod offload;
-mod outer_gro;
+pub mod outer_gro;
 pub mod paths;
 pub mod port;
 pub mod punt;

@@ -213,13 +213,16 @@ impl Host {
         Ok(messages.iter().filter_map(LinkInfo::from_message).collect())
     }
 
-    /// The veths that carry `owner`'s mark, whatever they are called.
+    /// The interfaces of the kinds that we make, veth and vxlan, with `owner`'s mark, whatever they
+    /// are called.
     ///
     /// # Errors
     /// When the kernel can't be asked.
     pub async fn links_owned_by(&self, owner: &str) -> Result<Vec<LinkInfo>> {
         let mut links = self.links().await?;
-        links.retain(|link| link.kind == "veth" && link.is_owned_by(owner));
+        links.retain(|link| {
+            matches!(link.kind.as_str(), "veth" | "vxlan") && link.is_owned_by(owner)
+        });
         Ok(links)
     }
 

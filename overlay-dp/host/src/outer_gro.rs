@@ -15,6 +15,11 @@ use crate::{Error, Host, Result, sysctl};
 /// How its name begins; the port follows.
 const PREFIX: &str = "ovl-gro-";
 
+/// What the device on this port is called.
+pub fn name(port: u16) -> String {
+    format!("{PREFIX}{port}")
+}
+
 impl Host {
     /// Makes sure of such a device on a UDP port, and of none of the same owner on another one.
     ///
@@ -22,7 +27,7 @@ impl Host {
     /// [`Error::errno`] is `EADDRINUSE` when something else has the port, and `EOPNOTSUPP` when the
     /// kernel has no vxlan.
     pub async fn create_outer_gro(&self, port: u16, owner: &str) -> Result<()> {
-        let name = format!("{PREFIX}{port}");
+        let name = name(port);
         for link in self.links_owned_by(owner).await? {
             if link.name.starts_with(PREFIX) && !(link.name == name && link.up) {
                 self.delete_owned(&link.name, owner).await?;

@@ -16,6 +16,7 @@ use overlay_core::tables::{MapContents, MapUpdate, Origin};
 use overlay_host::Netns as HostNetns;
 use serde::{Deserialize, Serialize};
 
+use super::data_port::DataPort;
 use super::datapath::{PORT_PREFIX, PUNT_FAR, PUNT_NEAR};
 use super::ports::{is_alive, netns_ref};
 use super::{Agent, Port};
@@ -311,6 +312,12 @@ impl Agent {
                 report.add("kernel", name, "an end of the punt link is not up");
             }
         }
+        if matches!(self.data_port, DataPort::Device) {
+            let name = overlay_host::outer_gro::name(self.options.data_port);
+            if !self.host.link(&name).await?.is_some_and(|link| link.up) {
+                report.add("kernel", name, "what holds the data port is not up");
+            }
+        }
         if !self.slow.is_running() {
             report.add("kernel", "slow path", "its thread has ended");
         }
@@ -385,6 +392,7 @@ impl Agent {
                 tracing::warn!(container = %port.endpoint.name, %error, "can't be published");
             }
         }
+        self.data_port = DataPort::hold(&self.host, &self.options, self.cluster.me().vtep).await?;
         self.find_dead_ports().await;
         self.addresses.tidy();
         self.next_hops.mark_all();
