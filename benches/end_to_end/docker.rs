@@ -44,7 +44,6 @@ shift 2
 exec dockerd "$@"
 "#;
 
-const CGROUPS: &str = "/sys/fs/cgroup";
 const NETWORK: &str = "bench";
 const IMAGE: &str = "overlay-lab";
 const STARTING: Duration = Duration::from_secs(30);
@@ -67,8 +66,6 @@ struct Swarm(Vec<Daemon>);
 struct Daemon {
     host: Host,
     dir: PathBuf,
-    /// Its containers' cgroup.
-    cgroup: String,
     running: Option<Background>,
 }
 
@@ -145,13 +142,12 @@ impl Daemon {
         // Instead of the machine's.
         fs::write(dir.join("daemon.json"), "{}")?;
         let name = host.ns.name();
-        let cgroup = format!("{name}-docker");
         let at = dir.display();
         let line = format!(
             "--mount --uts --propagation private sh -c DAEMON daemon {at} {name} \
              --config-file {at}/daemon.json --data-root {at}/root --exec-root {at}/exec \
              --pidfile {at}/dockerd.pid -H unix://{at}/docker.sock --storage-driver vfs \
-             --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent /{cgroup}"
+             --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent /{name}"
         );
         let words = line
             .split_whitespace()
@@ -160,7 +156,6 @@ impl Daemon {
         Ok(Daemon {
             host: host.clone(),
             dir,
-            cgroup,
             running: Some(running),
         })
     }
@@ -230,12 +225,6 @@ impl Drop for Daemon {
             while daemon.is_running() && began.elapsed() < ENDING {
                 thread::sleep(Duration::from_millis(20));
             }
-        }
-        // One for each controller, or (cgroup v2) for all.
-        let controllers = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
-        let roots = controllers.map(|controller| controller.path());
-        for root in roots.chain([PathBuf::from(CGROUPS)]) {
-            let _ = fs::remove_dir(root.join(&self.cgroup));
         }
     }
 }

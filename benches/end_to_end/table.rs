@@ -81,7 +81,7 @@ fn ratios(report: &Report) -> Table {
             .map(|peer| peer.to_string()),
     );
     let ours: Vec<Peer> = peers().filter(|p| p.datapath().is_some()).collect();
-    let docker = report.takes_part(Peer::Docker);
+    let docker = report.takes_part(Peer::Docker) && !ours.is_empty();
     if docker {
         let names = ours.iter().filter_map(|peer| peer.datapath());
         header.push(format!("to docker: {}", joined(names)));
@@ -92,12 +92,9 @@ fn ratios(report: &Report) -> Table {
         let others = peers().filter(|p| *p != Peer::Kernel);
         let mut cells: Vec<String> = others.map(|peer| pair(line, peer)).collect();
         if docker {
-            cells.push(joined(ours.iter().map(|peer| {
-                let series = line.of(*peer);
-                one(series.and_then(|series| series.of_docker.as_ref()))
-            })));
+            cells.push(to_docker(line, &ours));
         }
-        if !cells.iter().any(|cell| cell.contains(char::is_numeric)) {
+        if cells.iter().all(|cell| cell == "-") {
             continue;
         }
         let mut row = vec![line.metric.to_string(), line.wire.clone()];
@@ -118,6 +115,14 @@ fn pair(line: &Line, peer: Peer) -> String {
         (kernel, _) if peer == Peer::Bare => one(kernel.as_ref()),
         (kernel, bare) => joined([kernel, bare].map(|of| one(of.as_ref()))),
     }
+}
+
+fn to_docker(line: &Line, peers: &[Peer]) -> String {
+    if line.of(Peer::Docker).is_none() {
+        return "-".to_owned();
+    }
+    let ratio = |peer: &Peer| one(line.of(*peer).and_then(|of| of.of_docker.as_ref()));
+    joined(peers.iter().map(ratio))
 }
 
 fn one(ratio: Option<&Summary>) -> String {

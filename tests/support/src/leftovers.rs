@@ -49,9 +49,7 @@ impl Host {
         }
         for dir in ["/sys/fs/bpf/overlay-dp", "/run/overlay-dp"] {
             let dir = Path::new(dir).join(&self.instance);
-            found.extend(
-                names_in(&dir.to_string_lossy()).map(|name| format!("{}/{name}", dir.display())),
-            );
+            found.extend(names_in(&dir).map(|name| format!("{}/{name}", dir.display())));
         }
         for line in self
             .ns

@@ -1,13 +1,14 @@
 //! One network namespace.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::process::{Background, Done, search_path};
@@ -42,12 +43,16 @@ impl Ns {
     }
 
     /// A name for the namespace of a process, which stays when this name is deleted and others
-    /// are in it.
+    /// are in it. Never this machine's own: a lab ends what runs in its namespaces.
     pub(crate) fn adopt(lab: &str, label: &str, pid: u32) -> Result<Ns> {
         let ns = Ns {
             name: format!("{lab}-{label}"),
             label: label.to_owned(),
         };
+        ensure!(
+            !is_own(Path::new(&format!("/proc/{pid}/ns/net"))),
+            "process {pid} has no network namespace of its own"
+        );
         let mut attach = Command::new("ip");
         attach
             .args(["netns", "attach", &ns.name, &pid.to_string()])
@@ -143,4 +148,11 @@ impl Ns {
             .env("PATH", search_path());
         Background::start(del)?.finish(TIMEOUT)?.ok().map(drop)
     }
+}
+
+/// Whether a file is the namespace of this process.
+pub(crate) fn is_own(file: &Path) -> bool {
+    let identity = |file: &Path| fs::metadata(file).map(|found| (found.dev(), found.ino()));
+    let own = identity(Path::new("/proc/self/ns/net"));
+    own.is_ok_and(|own| identity(file).is_ok_and(|found| found == own))
 }

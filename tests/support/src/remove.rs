@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::ns::is_own;
 use crate::process::tidy;
 
 /// Logs and locks of labs.
@@ -16,6 +17,9 @@ pub(crate) const VOLATILE: [&str; 2] = ["/sys/fs/bpf/overlay-dp", "/run/overlay-
 
 /// Where they keep the rest.
 const DURABLE: &str = "/var/lib/overlay-dp";
+
+/// Control groups, or (version 1) their kinds, each with groups in it.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Takes a new lab's lock. The kernel gives it back when its maker dies, however that happens.
 pub(crate) fn lock_lab(id: &str) -> Result<File> {
@@ -64,8 +68,8 @@ fn abandoned_labs() -> Vec<String> {
         .collect()
 }
 
-/// Ends every process inside the lab's namespaces, then removes these, and the pins, state and
-/// sockets of its instances. Never fails: what is gone already is fine.
+/// Ends every process inside the lab's namespaces, then removes these, the pins, state and
+/// sockets of its instances, and control groups that others' containers had. Never fails: what is gone already is fine.
 pub(crate) fn remove_lab(id: &str) {
     let prefix = format!("{id}-");
     let spaces: Vec<String> = names_in("/run/netns")
@@ -82,12 +86,21 @@ pub(crate) fn remove_lab(id: &str) {
             let _ = fs::remove_dir_all(Path::new(dir).join(instance));
         }
     }
+    let kinds = names_in(CGROUPS).map(|kind| Path::new(CGROUPS).join(kind));
+    for root in kinds.chain([CGROUPS.into()]) {
+        for group in names_in(&root).filter(|name| name.starts_with(&prefix)) {
+            remove_cgroup(&root.join(group));
+        }
+    }
     let _ = fs::remove_dir_all(Path::new(LABS).join(id));
     let _ = fs::remove_file(Path::new(LABS).join(format!("{id}.lock")));
 }
 
 /// Ends every process inside a namespace of a lab.
 pub(crate) fn end_processes(space: &str) {
+    if is_own(&Path::new("/run/netns").join(space)) {
+        return;
+    }
     for pid in tidy("ip", &["netns", "pids", space]).split_whitespace() {
         // Only what the lab started can be inside its namespaces.
         if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
@@ -96,8 +109,19 @@ pub(crate) fn end_processes(space: &str) {
     }
 }
 
+/// Removes a control group with those in it, if all are empty.
+fn remove_cgroup(group: &Path) {
+    for name in names_in(group) {
+        let inner = group.join(name);
+        if inner.is_dir() {
+            remove_cgroup(&inner);
+        }
+    }
+    let _ = fs::remove_dir(group);
+}
+
 /// The names in a directory, none when it is not there.
-pub(crate) fn names_in(dir: &str) -> impl Iterator<Item = String> {
+pub(crate) fn names_in(dir: impl AsRef<Path>) -> impl Iterator<Item = String> {
     fs::read_dir(dir)
         .into_iter()
         .flatten()

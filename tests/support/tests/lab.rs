@@ -5,7 +5,8 @@
 //! ```
 
 use std::net::{IpAddr, UdpSocket};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use overlay_lab::{
@@ -189,12 +190,43 @@ fn nothing_is_left_of_a_lab() {
             .count()
     };
     let mut sleeper = lab.c(1).start("sleep 1000").unwrap();
-    // Five namespaces, a lock and a directory.
-    assert_eq!(there(), 7);
-    drop(lab);
-    assert_eq!(there(), 0);
-    overlay_lab::wait_until("its processes end", Duration::from_secs(2), || {
-        !sleeper.is_running()
+    // As a container of Docker's is: in a namespace and a control group that others have made.
+    let mut guest = lab.c(1).start("unshare --net sleep 1000").unwrap();
+    overlay_lab::wait_until("it has its own", Duration::from_secs(2), || {
+        // Not this process's any more, nor the lab's.
+        let others = ["/proc/self/ns/net".into(), lab.c(1).path()];
+        !others.map(inode).contains(&inode(of_process(guest.pid())))
     })
     .unwrap();
+    assert!(lab.adopt("own", std::process::id()).is_err());
+    let adopted = lab.adopt("guest", guest.pid()).unwrap();
+    assert!(!adopted.run("ip -br link").unwrap().contains("UP"));
+    let groups = cgroups_root().join(format!("{id}-guest"));
+    std::fs::create_dir_all(groups.join("inner")).unwrap();
+    // Six namespaces, a lock and a directory.
+    assert_eq!(there(), 8);
+    drop(lab);
+    assert_eq!(there(), 0);
+    assert!(!groups.exists());
+    overlay_lab::wait_until("its processes end", Duration::from_secs(2), || {
+        !sleeper.is_running() && !guest.is_running()
+    })
+    .unwrap();
+}
+
+fn of_process(pid: u32) -> PathBuf {
+    format!("/proc/{pid}/ns/net").into()
+}
+
+fn inode(file: PathBuf) -> u64 {
+    std::fs::metadata(file).unwrap().ino()
+}
+
+/// Where a control group can be made, of whichever version.
+fn cgroups_root() -> &'static Path {
+    let one_kind = Path::new("/sys/fs/cgroup/pids");
+    if one_kind.is_dir() {
+        return one_kind;
+    }
+    Path::new("/sys/fs/cgroup")
 }
