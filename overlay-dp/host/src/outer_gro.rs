@@ -4,6 +4,10 @@
 //! has said what is in there. The programs take every such packet before the device could: what it
 //! changes is that they get one super-packet for many segments. It also holds the port, so that no
 //! other tunnel or program is given what is not ours.
+//!
+//! What comes in elsewhere, on an interface without our programs or for another address of the host,
+//! does reach the device. It knows no VNI (`vnifilter`) and drops that: else whoever reaches the port
+//! could put frames into the host's own stack.
 
 use rtnetlink::LinkVxlan;
 use rtnetlink::packet_route::link::LinkAttribute;
@@ -44,6 +48,7 @@ impl Host {
         }
         let message = LinkVxlan::new(&name, 0)
             .collect_metadata(true)
+            .vnifilter(true)
             .learning(false)
             .port(port)
             .append_extra_attribute(LinkAttribute::Group(birth_mark(owner)))

@@ -2,6 +2,7 @@
 //! topology. They need root, and say so when they have to be skipped.
 
 mod links;
+mod outer_gro;
 mod paths;
 mod ports;
 mod support;
