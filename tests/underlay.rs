@@ -391,8 +391,8 @@ fn uplink_readdressed() {
             wait_problem(host, None)?;
             wait_until("test.1 pings the peer", NOTICED, || answers(&c1.ns, &peer))?;
             let sockets = host.ns.run("ss -Haun")?;
-            ensure!(sockets.contains("172.31.1.99:4789"), "{sockets}");
-            ensure!(!sockets.contains("172.31.1.5:4789"), "{sockets}");
+            ensure!(sockets.contains("172.31.1.99:7946"), "{sockets}");
+            ensure!(!sockets.contains("172.31.1.5:"), "{sockets}");
             Ok(())
         });
     }
