@@ -16,6 +16,7 @@ use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use overlay_common::counters::{DropReason, Stat};
+use overlay_common::echo;
 use overlay_common::outer::{OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::neighbour::{arp_reply, nd_reply};
@@ -220,8 +221,11 @@ fn carry_out<P: Encap + Decap>(
                 _ => done(packet.deliver(ifindex), Stat::Decapsulated),
             }
         }
-        Verdict::EchoReply { family } => {
+        Verdict::EchoReply { family, unsound } => {
             answer_echo(packet, family)?;
+            if unsound {
+                say_unsound(packet, family)?;
+            }
             done(packet.redirect(packet.ifindex()), Stat::EchoReplies)
         }
         Verdict::Forward { vtep } => {
@@ -336,6 +340,14 @@ fn answer_echo<P: Packet>(packet: &mut P, family: Family) -> Result<(), DropReas
     };
     exchange::<P, 2>(packet, outer_len - VXLAN_LEN - UDP_LEN)?;
     exchange::<P, 2>(packet, outer_len)
+}
+
+/// Has the answer to a checksum probe say that its checksum was wrong, and have none itself.
+#[inline(never)]
+fn say_unsound<P: Packet>(packet: &mut P, family: Family) -> Result<(), DropReason> {
+    let outer_len = family.outer_len();
+    packet.store(outer_len - VXLAN_LEN - 2, &[0; 2])?;
+    packet.store(outer_len, &echo::UNSOUND)
 }
 
 /// Exchanges two fields of `N` bytes, of which one begins at `at` and the other is behind it.

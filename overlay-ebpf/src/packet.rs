@@ -281,6 +281,11 @@ impl Frame for Skb {
         // SAFETY: `ctx` is the program's own context.
         unsafe { (*self.ctx).vlan_present != 0 }
     }
+
+    #[inline(always)]
+    fn may_have_sum_aside(&self) -> bool {
+        true
+    }
 }
 
 impl Packet for Skb {

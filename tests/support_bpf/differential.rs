@@ -42,6 +42,7 @@ fn templates(hook: Hook, family: Family) -> Vec<Vec<u8>> {
             }
             for _ in 0..20 {
                 wrapped.push(echo::request(family, 90));
+                wrapped.push(echo::checksum_request(family));
             }
             wrapped
         }

@@ -15,6 +15,7 @@ pub fn outcome(hook: Hook, frame: &[u8], beside: Beside, tables: &Memory) -> Out
     let slice = Slice {
         bytes: frame,
         gso_size: beside.gso_size,
+        sum_aside: !hook.is_xdp(),
         ..Slice::default()
     };
     let (verdict, stats) = match hook {
@@ -118,7 +119,7 @@ impl Run<'_> {
                     _ => Stat::Decapsulated,
                 }
             }
-            Verdict::EchoReply { family } => {
+            Verdict::EchoReply { family, unsound } => {
                 let (ip, len) = match family {
                     Family::V4 => (26, 4),
                     Family::V6 => (22, 16),
@@ -128,6 +129,10 @@ impl Run<'_> {
                 swap(bytes, ip, len);
                 swap(bytes, ip + 2 * len, 2);
                 swap(bytes, message, 2);
+                if unsound {
+                    bytes[message - 10..message - 8].fill(0);
+                    bytes[message..message + 4].copy_from_slice(&overlay_common::echo::UNSOUND);
+                }
                 Stat::EchoReplies
             }
             Verdict::Forward { vtep } => {

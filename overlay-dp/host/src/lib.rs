@@ -27,7 +27,7 @@ pub mod routes;
 mod sysctl;
 pub mod uplink;
 
-pub use echo_socket::echo_socket;
+pub use echo_socket::{echo_socket, set_udp_checksums};
 pub use error::{Error, Result};
 pub use host::Host;
 pub use link::{LinkInfo, XdpAttachment, XdpMode};

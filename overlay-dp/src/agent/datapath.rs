@@ -208,16 +208,19 @@ pub fn set_port_offloads(port: &str) -> overlay_host::Result<()> {
 }
 
 /// Settings inside a container that keep checksums and lengths right for the hooks in use.
-/// Runs in the container's namespace.
-pub fn set_offloads(ifname: &str, plan: &Plan) -> overlay_host::Result<()> {
+/// `tx_checksum`: checksums may be left to be computed on the way. Runs in the container's namespace.
+pub fn set_offloads(ifname: &str, tx_checksum: bool) -> overlay_host::Result<()> {
     // A tag must be in the frame, where the programs see it.
     offload::set(ifname, Offload::TxVlan, false)?;
-    let xdp_port = plan.port == HookKind::Xdp;
-    // XDP loses the note that a checksum is still to be computed.
-    offload::set(ifname, Offload::TxChecksum, !xdp_port)?;
+    offload::set(ifname, Offload::TxChecksum, tx_checksum)?;
     // What comes the long way is joined; and a veth takes frames from XDP only while it polls, which
     // GRO makes it do.
     offload::set(ifname, Offload::Gro, true)
+}
+
+/// Whether a container's interface leaves checksums to be computed. Runs in its namespace.
+pub fn leaves_checksums(ifname: &str) -> overlay_host::Result<bool> {
+    offload::get(ifname, Offload::TxChecksum)
 }
 
 /// Passes the programs' log lines on, ten times a second.

@@ -112,6 +112,8 @@ impl Agent {
         self.next_hops.keep_fresh(&self.host).await;
         self.next_hops.mark_all();
         self.next_hops.look_soon();
+        // Who was broken may have been forgotten.
+        self.fit_checksums().await;
         // One whole tick after the start, the hosts that are alive have told all they own.
         if self.settled && self.sweep_due {
             self.sweep_due = false;

@@ -5,6 +5,7 @@
 //! updates that its misses ask for.
 
 mod addresses;
+mod checksums;
 mod data_port;
 mod datapath;
 mod desk;
@@ -48,6 +49,7 @@ pub use start::prepare_restore;
 pub use state::Port;
 
 pub use addresses::{Addresses, Wish};
+use checksums::Checksums;
 use data_port::DataPort;
 use leave::Lock;
 use names::NameService;
@@ -240,6 +242,8 @@ struct Agent {
     next_hops: NextHops,
     prober: Prober,
     data_port: DataPort,
+    /// Whether containers leave checksums to be computed.
+    checksums: Checksums,
     /// What is wrong with the uplink.
     uplink_problem: Option<String>,
     /// Its interface was deleted, and its hook with it.

@@ -9,7 +9,7 @@ use overlay_core::model::{Endpoint, MacAddr, Vni};
 use overlay_core::tables::StaticEntry;
 use overlay_host::{Netns as HostNetns, NetnsRef, PortSpec};
 
-use super::datapath::{PORT_PREFIX, set_offloads, set_port_offloads};
+use super::datapath::{PORT_PREFIX, leaves_checksums, set_offloads, set_port_offloads};
 use super::{Agent, Port, PortAdd, resolv_conf};
 use crate::api::{FdbRow, LocalContainer, Netns};
 use crate::bpf::Site;
@@ -77,7 +77,7 @@ impl Agent {
             resolv_conf,
         };
         let finish = async {
-            inside.run(|| set_offloads(&ifname, &self.plan))??;
+            inside.run(|| set_offloads(&ifname, self.checksums.offload()))??;
             set_port_offloads(&name)?;
             steps.done("offloads");
             self.attach_port(&port)?;
@@ -262,8 +262,9 @@ impl Agent {
             }
             self.addresses.keep(&port.endpoint);
             // The others go on, whatever is wrong with this one. XDP must not see frames before
-            // their checksums are computed.
-            if let Err(error) = self.renew_offloads(&port).await {
+            // their checksums are computed; and whoever the last agent turned that off for may
+            // still be there.
+            if let Err(error) = self.take_over_offloads(&port).await {
                 tracing::warn!(container = %port.endpoint.name, "its offloads may not fit: {error:#}");
             }
             if let Err(error) = self.attach_port(&port) {
@@ -308,8 +309,8 @@ impl Agent {
         }
     }
 
-    /// The last agent may have run another `--datapath`, which wants other offloads.
-    async fn renew_offloads(&self, port: &Port) -> Result<()> {
+    /// A port's container, with its interface in it.
+    async fn container_of(&self, port: &Port) -> Result<HostNetns> {
         let inside = HostNetns::open(&netns_ref(&port.netns))?;
         let link = self
             .host
@@ -322,7 +323,22 @@ impl Agent {
                 port.local.netns
             );
         }
-        inside.run(|| set_offloads(&port.local.ifname, &self.plan))??;
+        Ok(inside)
+    }
+
+    /// The same after a restart, with checksums still computed inside if the last agent had it so.
+    async fn take_over_offloads(&mut self, port: &Port) -> Result<()> {
+        let inside = self.container_of(port).await?;
+        if !inside.run(|| leaves_checksums(&port.local.ifname))?? {
+            self.checksums.found_off();
+        }
+        self.renew_offloads(port, self.checksums.offload()).await
+    }
+
+    /// Sets a port's offloads anew: other hooks, here or at the other hosts, want others.
+    pub(super) async fn renew_offloads(&self, port: &Port, tx_checksum: bool) -> Result<()> {
+        let inside = self.container_of(port).await?;
+        inside.run(|| set_offloads(&port.local.ifname, tx_checksum))??;
         Ok(set_port_offloads(&port.local.port)?)
     }
 

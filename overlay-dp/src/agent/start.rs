@@ -13,6 +13,7 @@ use overlay_host::{Host, Monitor, Uplink};
 use tokio::sync::mpsc;
 
 use super::addresses::Addresses;
+use super::checksums::Checksums;
 use super::data_port::{DataPort, echo_socket};
 use super::leave::Lock;
 use super::names::NameService;
@@ -22,7 +23,7 @@ use super::state::State;
 use super::steps::Steps;
 use super::{Agent, Inputs, Options, Request, datapath};
 use crate::api::server::{self, Api};
-use crate::bpf::{self, Site};
+use crate::bpf::{self, HookKind, Site};
 use crate::instance::Instance;
 
 /// How long a host that has joined waits for its first connection with another one.
@@ -73,8 +74,11 @@ impl Agent {
             }
             let is_restart = state.ports().len() > 0;
             let (hooks, plan) = datapath::engage(&mut prepared, &uplink)?;
+            let checksums = Checksums::new(&plan);
+            let sums = plan.port != HookKind::Xdp;
             let mut agent = Agent {
                 plan,
+                checksums,
                 hooks,
                 bpf: prepared.bpf,
                 inner_mtu,
@@ -90,7 +94,7 @@ impl Agent {
                 is_new,
                 steps,
                 next_hops: NextHops::default(),
-                prober: Prober::start(echo_socket(uplink.addr)?, options.data_port)?,
+                prober: Prober::start(echo_socket(uplink.addr)?, options.data_port, sums)?,
                 data_port,
                 uplink_problem: None,
                 uplink_lost: false,

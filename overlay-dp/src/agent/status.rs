@@ -11,7 +11,7 @@ use overlay_core::tables::{Origin, VtepRow};
 
 use super::Agent;
 use crate::api::{
-    DataPath, FdbRow, LatencyInfo, ProbeCounters, Status, UplinkStatus, VtepInfo, VtepStatus,
+    Checksums, DataPath, FdbRow, LatencyInfo, ProbeCounters, Status, UplinkStatus, VtepInfo, VtepStatus,
 };
 use crate::bpf::Hook;
 
@@ -65,6 +65,7 @@ impl Agent {
                 .unwrap_or_default()
                 .to_owned(),
             hooks,
+            checksum_offload: self.checksum_offload(),
             vteps,
             probes: ProbeCounters {
                 answers: probes.answers,
@@ -109,6 +110,7 @@ impl Agent {
                 }),
                 loss_percent: (probes > 0).then(|| lost as f64 * 100.0 / probes as f64),
                 path_mtu: report.and_then(|report| report.mtu),
+                checksums: report.map_or(Checksums::Unknown, |report| report.checksums),
                 next_hop: vtep.next_hop.map(|hop| MacAddr(hop.dst_mac)),
                 interface: vtep
                     .next_hop

@@ -94,7 +94,7 @@ impl Agent {
         }
     }
 
-    /// What the probes say: how large packets may be, and who is dead.
+    /// What the probes say: how large packets may be, who is dead, and whether checksums arrive.
     pub(super) async fn on_probes(&mut self) {
         for (vtep, report) in self.prober.news() {
             let next_hop = self.next_hops.path_mtu(vtep, report.mtu);
@@ -107,6 +107,7 @@ impl Agent {
             }
             self.look_for_neighbour(vtep, &report).await;
         }
+        self.fit_checksums().await;
     }
 
     /// A VTEP on our link that has answered and does not now may be on another machine by now,

@@ -32,7 +32,7 @@ use ipnetwork::IpNetwork;
 use overlay_core::model::{HostId, MacAddr, Subnet, Vni};
 use serde::{Deserialize, Serialize};
 
-pub use vteps::{DataPath, LatencyInfo, VtepInfo};
+pub use vteps::{Checksums, DataPath, LatencyInfo, VtepInfo};
 
 use crate::bpf::Hook;
 
@@ -275,6 +275,8 @@ pub struct Status {
     pub datapath: String,
     /// What is attached, and why.
     pub hooks: Vec<Hook>,
+    /// Whether containers leave checksums to be computed on the way, and why.
+    pub checksum_offload: ChecksumOffload,
     /// Every VTEP this host sends to or takes frames from.
     pub vteps: Vec<VtepStatus>,
     /// Answers to the probes of VTEPs: good ones, late ones, and what was none.
@@ -309,6 +311,15 @@ pub struct UplinkStatus {
     pub inner_mtu: u32,
     /// UDP port of VXLAN.
     pub data_port: u16,
+}
+
+/// Whether containers leave checksums to be computed by what is on the way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChecksumOffload {
+    /// Whether they do.
+    pub on: bool,
+    /// Why, or why not.
+    pub why: String,
 }
 
 /// What has come in answer to probes.

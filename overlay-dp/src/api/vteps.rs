@@ -24,6 +24,9 @@ pub struct VtepInfo {
     pub loss_percent: Option<f64>,
     /// The largest IP packet that arrives there and back, in bytes, once that is known.
     pub path_mtu: Option<u32>,
+    /// Whether checksums that are left to be computed are computed when they arrive there.
+    #[serde(default)]
+    pub checksums: Checksums,
     /// MAC of the next hop, when it is resolved.
     pub next_hop: Option<MacAddr>,
     /// The interface it is reached through.
@@ -39,6 +42,20 @@ pub enum DataPath {
     /// It has answered, but does not now.
     Silent,
     /// It has never answered: it may be no host of ours.
+    Unknown,
+}
+
+/// Whether checksums that are left to be computed arrive computed: not so where a hook or a driver
+/// on the way loses the note that they are to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checksums {
+    /// They do.
+    Ok,
+    /// They do not.
+    Broken,
+    /// Nobody has asked, or the VTEP does not know the question: taken for fine.
+    #[default]
     Unknown,
 }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use comfy_table::{Table, presets};
 use ipnetwork::IpNetwork;
 
-use crate::api::{ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo};
+use crate::api::{Checksums, ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo};
 
 fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
@@ -171,6 +171,7 @@ pub fn vteps(vteps: &[VtepInfo]) -> String {
             "LATENCY",
             "LOSS",
             "PATH MTU",
+            "CHECKSUMS",
             "NEXT HOP",
             "INTERFACE",
         ],
@@ -193,6 +194,11 @@ pub fn vteps(vteps: &[VtepInfo]) -> String {
                 latency.unwrap_or_else(dash),
                 v.loss_percent.map_or_else(dash, |p| format!("{p:.0}%")),
                 v.path_mtu.map_or_else(dash, |mtu| mtu.to_string()),
+                match v.checksums {
+                    Checksums::Ok => "ok".to_owned(),
+                    Checksums::Broken => "broken".to_owned(),
+                    Checksums::Unknown => "unknown".to_owned(),
+                },
                 v.next_hop.map_or("unresolved".into(), |m| m.to_string()),
                 v.interface.clone().unwrap_or_else(dash),
             ]
@@ -246,6 +252,9 @@ pub fn status(s: &Status) -> String {
             ]
         }),
     );
+    let offload = &s.checksum_offload;
+    let on = if offload.on { "on" } else { "off" };
+    let offload = format!("checksum offload of containers: {on} ({})", offload.why);
     let vteps = table(
         ["VTEP", "HOST", "STATE", "NEXT HOP", "MTU"],
         s.vteps.iter().map(|v| {
@@ -259,7 +268,7 @@ pub fn status(s: &Status) -> String {
         }),
     );
     format!(
-        "{head}\n\nhooks (--datapath {}):\n{hooks}\n\nVTEPs:\n{vteps}\n\ncounters:\n{}\n\ndrops:\n{}\n\nDNS:\n{}",
+        "{head}\n\nhooks (--datapath {}):\n{hooks}\n{offload}\n\nVTEPs:\n{vteps}\n\ncounters:\n{}\n\ndrops:\n{}\n\nDNS:\n{}",
         s.datapath,
         counters(&s.stats),
         counters(&s.drops),

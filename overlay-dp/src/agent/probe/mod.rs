@@ -11,6 +11,7 @@
 
 mod pmtu;
 mod schedule;
+mod sums;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use overlay_common::echo;
+use overlay_host::set_udp_checksums;
 use parking_lot::Mutex;
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, watch};
@@ -59,13 +61,13 @@ struct Shared {
 }
 
 impl Prober {
-    /// Begins, on a socket from [`overlay_host::echo_socket`].
+    /// Begins, on a socket from [`overlay_host::echo_socket`]. `sums`: with checksum probes.
     ///
     /// # Errors
     /// When tokio does not take the socket.
-    pub fn start(socket: std::net::UdpSocket, port: u16) -> io::Result<Prober> {
+    pub fn start(socket: std::net::UdpSocket, port: u16, sums: bool) -> io::Result<Prober> {
         let shared = Arc::new(Shared {
-            core: Mutex::new(Core::default()),
+            core: Mutex::new(Core::new(sums)),
             begin: Instant::now(),
             port,
             changed: Notify::new(),
@@ -122,6 +124,11 @@ impl Prober {
         self.shared.core.lock().report(vtep)
     }
 
+    /// The VTEPs that answer, and at which checksums left to be computed arrive as they are.
+    pub fn broken(&self) -> Vec<IpAddr> {
+        self.shared.core.lock().broken()
+    }
+
     /// What has come in.
     pub fn counters(&self) -> Counters {
         self.shared.core.lock().counters()
@@ -172,8 +179,8 @@ impl Shared {
         let ip = from.ip().to_canonical();
         let mut core = self.core.lock();
         match (echo::answer(payload), u32::try_from(payload.len())) {
-            (Some(nonce), Ok(len)) if from.port() == self.port => {
-                core.answer(ip, nonce, len + headers(ip), now);
+            (Some(answer), Ok(len)) if from.port() == self.port => {
+                core.answer(ip, answer, len + headers(ip), now);
             }
             _ => core.nonsense(),
         }
@@ -216,12 +223,27 @@ fn send(socket: &UdpSocket, port: u16, probe: Probe, output: &mut [u8]) {
         return;
     };
     if let Some(head) = payload.first_chunk_mut() {
-        *head = echo::request(probe.nonce);
+        *head = match probe.checksum {
+            false => echo::request(probe.nonce),
+            true => echo::checksum_request(probe.nonce),
+        };
     }
     let to = SocketAddr::new(probe.to, port);
-    if let Err(error) = socket.try_send_to(payload, to) {
+    let sent = match probe.checksum {
+        false => socket.try_send_to(payload, to),
+        true => send_summed(socket, payload, to),
+    };
+    if let Err(error) = sent {
         tracing::debug!(vtep = %probe.to, size = probe.size, %error, "a probe is not sent");
     }
+}
+
+/// The socket sends this one with a checksum. (As each is sent in one call, no other one is.)
+fn send_summed(socket: &UdpSocket, payload: &[u8], to: SocketAddr) -> io::Result<usize> {
+    set_udp_checksums(socket, to.ip(), true)?;
+    let sent = socket.try_send_to(payload, to);
+    set_udp_checksums(socket, to.ip(), false)?;
+    sent
 }
 
 /// Takes what is there, or waits for something.

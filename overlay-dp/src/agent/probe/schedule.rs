@@ -10,7 +10,7 @@ use overlay_common::wire::{IPV4_LEN, IPV6_LEN, UDP_LEN};
 use super::pmtu::Ask;
 use super::target::{Answer, Kind, Target};
 use super::window::Latency;
-use crate::api::DataPath;
+use crate::api::{Checksums, DataPath};
 
 /// From one regular probe to the next, to one VTEP.
 const PACE: Duration = Duration::from_secs(1);
@@ -29,6 +29,8 @@ pub struct Probe {
     pub nonce: u64,
     /// Bytes of the whole IP packet.
     pub size: u32,
+    /// It is a checksum probe: [`echo::checksum_request`].
+    pub checksum: bool,
 }
 
 /// What is known of a VTEP.
@@ -46,6 +48,8 @@ pub struct Report {
     pub probes: usize,
     /// The largest IP packet that arrives, in bytes.
     pub mtu: Option<u32>,
+    /// Whether checksums that are left to be computed arrive computed.
+    pub checksums: Checksums,
 }
 
 /// What has come in.
@@ -60,8 +64,10 @@ pub struct Counters {
 }
 
 /// All VTEPs that are probed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Core {
+    /// Whether checksum probes are sent.
+    sums: bool,
     targets: BTreeMap<IpAddr, Target>,
     /// Those of which the agent has something to learn.
     news: BTreeSet<IpAddr>,
@@ -71,12 +77,26 @@ pub struct Core {
 }
 
 impl Core {
+    /// With checksum probes or without.
+    pub fn new(sums: bool) -> Core {
+        Core {
+            sums,
+            targets: BTreeMap::new(),
+            news: BTreeSet::new(),
+            spent: Duration::ZERO,
+            counters: Counters::default(),
+        }
+    }
+
     /// Probes a VTEP behind a link that carries `limit` bytes; one that is probed already has
     /// another way now.
     pub fn watch(&mut self, vtep: IpAddr, limit: u32, now: Duration) {
         match self.targets.get_mut(&vtep) {
-            Some(target) => target.mtu.path_changed(limit),
-            None => drop(self.targets.insert(vtep, Target::new(limit, now))),
+            Some(target) => {
+                target.mtu.path_changed(limit);
+                target.sums.path_changed(now);
+            }
+            None => drop(self.targets.insert(vtep, Target::new(limit, now, self.sums))),
         }
         self.news.insert(vtep);
     }
@@ -112,7 +132,19 @@ impl Core {
             lost,
             probes,
             mtu: target.mtu.mtu(),
+            checksums: target.sums.state(),
         })
+    }
+
+    /// The VTEPs that answer, and at which checksums do not arrive.
+    pub fn broken(&self) -> Vec<IpAddr> {
+        let broken = |target: &Target| {
+            target.path == DataPath::Answers && target.sums.state() == Checksums::Broken
+        };
+        let targets = self.targets.iter();
+        targets
+            .filter_map(|(vtep, target)| broken(target).then_some(*vtep))
+            .collect()
     }
 
     /// What has come in.
@@ -125,19 +157,20 @@ impl Core {
         !self.news.is_empty()
     }
 
-    /// The VTEPs of which [`Report::path`], `dead` or `mtu` have changed.
+    /// The VTEPs of which [`Report::path`], `dead`, `mtu` or `checksums` have changed.
     pub fn news(&mut self) -> Vec<IpAddr> {
         std::mem::take(&mut self.news).into_iter().collect()
     }
 
     /// Something that looks like an answer has come: an IP packet of `size` bytes.
-    pub fn answer(&mut self, from: IpAddr, nonce: u64, size: u32, now: Duration) {
+    pub fn answer(&mut self, from: IpAddr, answer: echo::Answer, size: u32, now: Duration) {
+        let echo::Answer { nonce, says } = answer;
         let Some(target) = self.targets.get_mut(&from) else {
             self.counters.unknown += 1;
             return;
         };
         let before = told(target);
-        match target.answered(nonce, size, now) {
+        match target.answered(nonce, size, says, now) {
             Answer::Good => self.counters.answers += 1,
             Answer::Late => self.counters.late += 1,
             Answer::Unknown => self.counters.unknown += 1,
@@ -180,11 +213,26 @@ impl Core {
                 Ask::Size(size) => (size, Kind::Size),
                 Ask::Control => (smallest, Kind::Control),
             },
+            Kind::Checksum => {
+                let spread = random();
+                // Among many, these must not crowd out what says who is alive.
+                let slower = pace.as_millis() / PACE.as_millis();
+                let slower = u32::try_from(slower).unwrap_or(u32::MAX).max(1);
+                target
+                    .sums
+                    .sent(now, |pace| jitter(pace.saturating_mul(slower), spread));
+                (smallest, kind)
+            }
         };
         let nonce = random();
         target.sent(nonce, size, kind, now);
         self.spent = self.spent.max(now) + COST;
-        Some(Probe { to, nonce, size })
+        Some(Probe {
+            to,
+            nonce,
+            size,
+            checksum: kind == Kind::Checksum,
+        })
     }
 
     /// Whom to probe first: quick looks, then watched suspects, then searches, then who waits
@@ -196,6 +244,9 @@ impl Core {
             () if !free => None,
             () if target.suspect && now >= target.due => Some((1, target.due, Kind::Regular)),
             () if target.mtu.is_due() => Some((2, Duration::ZERO, Kind::Size)),
+            () if target.sums_due(now) => {
+                Some((3, target.sums.due().unwrap_or(now), Kind::Checksum))
+            }
             () if now >= target.due => Some((3, target.due, Kind::Regular)),
             () => None,
         };
@@ -224,7 +275,7 @@ impl Core {
             let due = if target.mtu.is_due() {
                 Duration::ZERO
             } else {
-                target.due
+                target.sums.due().unwrap_or(target.due).min(target.due)
             };
             let send = due.max(self.free_at());
             target
@@ -245,8 +296,9 @@ pub fn headers(to: IpAddr) -> u32 {
     (ip + UDP_LEN) as u32
 }
 
-fn told(target: &Target) -> (DataPath, bool, Option<u32>) {
-    (target.path, target.dead, target.mtu.mtu())
+fn told(target: &Target) -> (DataPath, bool, Option<u32>, Checksums) {
+    let checksums = target.sums.state();
+    (target.path, target.dead, target.mtu.mtu(), checksums)
 }
 
 /// 90 to 110 per cent of `pace`, so that hosts that start together don't probe together.

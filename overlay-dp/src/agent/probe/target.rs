@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use overlay_common::echo::Says;
+
 use super::pmtu::{Ask, Pmtu};
+use super::sums::Sums;
 use super::window::Window;
 use crate::api::DataPath;
 
@@ -34,6 +37,8 @@ pub enum Kind {
     Control,
     /// A look at a VTEP whose host is said to be down.
     Quick,
+    /// With a checksum that is left to be computed.
+    Checksum,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +81,8 @@ pub struct Target {
     pub window: Window,
     /// How large packets may be.
     pub mtu: Pmtu,
+    /// Whether checksums arrive.
+    pub sums: Sums,
 }
 
 #[derive(Debug)]
@@ -86,8 +93,9 @@ struct Quick {
 }
 
 impl Target {
-    /// One that is probed from `due` on, over a link that carries `limit`.
-    pub fn new(limit: u32, due: Duration) -> Target {
+    /// One that is probed from `due` on, over a link that carries `limit`; for its checksums, too,
+    /// or not.
+    pub fn new(limit: u32, due: Duration, sums: bool) -> Target {
         Target {
             sent: Vec::with_capacity(REMEMBERED),
             due,
@@ -99,6 +107,7 @@ impl Target {
             path: DataPath::Unknown,
             window: Window::default(),
             mtu: Pmtu::new(limit),
+            sums: Sums::new(sums),
         }
     }
 
@@ -152,7 +161,7 @@ impl Target {
     /// Remembers a probe.
     pub fn sent(&mut self, nonce: u64, size: u32, kind: Kind, now: Duration) {
         let patience = match (kind, self.window.average()) {
-            (Kind::Regular | Kind::Quick, _) => LOST,
+            (Kind::Regular | Kind::Quick | Kind::Checksum, _) => LOST,
             (Kind::Size | Kind::Control, None) => SEARCH_LOST_AT_FIRST,
             (Kind::Size | Kind::Control, Some(rtt)) => {
                 (rtt * 4).clamp(SEARCH_LOST[0], SEARCH_LOST[1])
@@ -171,9 +180,18 @@ impl Target {
         });
     }
 
+    /// Whether a checksum probe is to be sent now, and before a regular one.
+    pub fn sums_due(&self, now: Duration) -> bool {
+        let due = self.sums.due();
+        due.is_some_and(|due| now >= due && due <= self.due)
+    }
+
     /// Something that looks like an answer of this size has come.
-    pub fn answered(&mut self, nonce: u64, size: u32, now: Duration) -> Answer {
-        let same = |sent: &Sent| sent.nonce == nonce && sent.size == size;
+    pub fn answered(&mut self, nonce: u64, size: u32, says: Says, now: Duration) -> Answer {
+        let same = |sent: &Sent| {
+            let of_kind = (sent.kind == Kind::Checksum) == (says != Says::Here);
+            sent.nonce == nonce && sent.size == size && of_kind
+        };
         let Some(index) = self.sent.iter().position(same) else {
             return Answer::Unknown;
         };
@@ -181,6 +199,9 @@ impl Target {
         self.quick = None;
         self.misses = 0;
         self.dead = false;
+        if self.path != DataPath::Answers {
+            self.sums.contact(now);
+        }
         self.path = DataPath::Answers;
         self.mtu.path_answers(now);
         match sent.kind {
@@ -189,6 +210,7 @@ impl Target {
             // A small probe proves nothing, and a late one's time is up.
             Kind::Regular if size >= super::pmtu::FLOOR => self.mtu.passed(size, now),
             Kind::Regular | Kind::Quick => {}
+            Kind::Checksum => self.sums.answered(says == Says::Sound, now),
         }
         if sent.lost {
             return Answer::Late;
@@ -220,6 +242,8 @@ impl Target {
         match sent.kind {
             Kind::Size => self.mtu.lost(sent.size, now),
             Kind::Control | Kind::Quick => {}
+            // An older host does not know such probes.
+            Kind::Checksum => self.sums.lost(now),
             Kind::Regular => {
                 self.window.lost();
                 self.mtu.large_lost(sent.size);
@@ -235,6 +259,7 @@ impl Target {
         if self.path == DataPath::Answers {
             self.path = DataPath::Silent;
             self.mtu.path_silent();
+            self.sums.silent();
         }
         self.dead |= self.suspect;
     }

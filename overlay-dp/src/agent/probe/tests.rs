@@ -1,8 +1,12 @@
 //! The prober over simulated paths, in virtual time.
 
+mod sums;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
+
+use overlay_common::echo::{Answer, Says};
 
 use super::schedule::{Core, Probe, Report};
 use crate::api::DataPath;
@@ -32,6 +36,8 @@ struct Path {
     mtu: u32,
     loss_percent: u64,
     up: bool,
+    /// What checksum probes are answered with; `None`: not at all, by an older host.
+    sums: Option<Says>,
 }
 
 const GOOD: Path = Path {
@@ -39,6 +45,7 @@ const GOOD: Path = Path {
     mtu: 1500,
     loss_percent: 0,
     up: true,
+    sums: Some(Says::Sound),
 };
 
 struct World {
@@ -54,7 +61,7 @@ struct World {
 impl World {
     fn new(path: Path) -> World {
         World {
-            core: Core::default(),
+            core: Core::new(true),
             now: Duration::ZERO,
             rng: Rng(0x9e37_79b9_7f4a_7c15),
             path,
@@ -77,7 +84,8 @@ impl World {
             while let Some(probe) = self.core.poll(self.now, &mut || rng.next()) {
                 self.sent.push((self.now, probe));
                 let lost = rng.next() % 100 < self.path.loss_percent;
-                if self.path.up && !lost && probe.size <= self.path.mtu {
+                let known = !probe.checksum || self.path.sums.is_some();
+                if self.path.up && !lost && known && probe.size <= self.path.mtu {
                     let at = self.now + self.path.rtt;
                     self.answers.insert((at, probe.nonce), probe);
                 }
@@ -95,10 +103,19 @@ impl World {
                 && entry.key().0 <= self.now
             {
                 let probe = entry.remove();
-                self.core
-                    .answer(probe.to, probe.nonce, probe.size, self.now);
+                let answer = self.answer_to(&probe);
+                self.core.answer(probe.to, answer, probe.size, self.now);
             }
         }
+    }
+
+    fn answer_to(&self, probe: &Probe) -> Answer {
+        let says = match self.path.sums {
+            Some(says) if probe.checksum => says,
+            _ => Says::Here,
+        };
+        let nonce = probe.nonce;
+        Answer { nonce, says }
     }
 
     fn report(&self) -> Report {
@@ -309,11 +326,13 @@ fn hostile_answers_are_counted_and_change_nothing() {
     for _ in 0..1000 {
         world.run(ms(7));
         let nonce = world.rng.next();
-        world.core.answer(A, nonce, 52, world.now);
+        let says = Says::Here;
+        world.core.answer(A, Answer { nonce, says }, 52, world.now);
         // The right nonce from the wrong VTEP, and with the wrong size.
         if let Some((_, probe)) = world.sent.last().copied() {
-            world.core.answer(other, probe.nonce, probe.size, world.now);
-            world.core.answer(A, probe.nonce, probe.size + 1, world.now);
+            let answer = world.answer_to(&probe);
+            world.core.answer(other, answer, probe.size, world.now);
+            world.core.answer(A, answer, probe.size + 1, world.now);
         }
     }
     let report = world.report();
@@ -325,10 +344,11 @@ fn hostile_answers_are_counted_and_change_nothing() {
     world.run(ms(2_000));
     let (_, probe) = *world.sent.last().unwrap();
     let before = world.core.counters();
-    world.core.answer(A, probe.nonce, probe.size, world.now);
+    let answer = world.answer_to(&probe);
+    world.core.answer(A, answer, probe.size, world.now);
     let after = world.core.counters();
     assert!(after.unknown + after.answers == before.unknown + before.answers + 1);
-    world.core.answer(A, probe.nonce, probe.size, world.now);
+    world.core.answer(A, answer, probe.size, world.now);
     assert_eq!(world.core.counters().unknown, after.unknown + 1);
     world.path.rtt = ms(1_200);
     world.run(ms(10_000));

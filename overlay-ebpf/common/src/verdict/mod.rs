@@ -49,6 +49,12 @@ pub trait Frame {
     fn has_vlan_aside(&self) -> bool {
         false
     }
+
+    /// True when the kernel may keep a note beside the frame that a checksum in it is still to be
+    /// computed, and does not lose it from here on: then bytes that don't add up are no fault.
+    fn may_have_sum_aside(&self) -> bool {
+        false
+    }
 }
 
 /// The forwarding tables, read.
@@ -125,6 +131,8 @@ pub enum Verdict<'t> {
     EchoReply {
         /// Of its outer headers.
         family: Family,
+        /// It is a checksum probe whose checksum is wrong, which the answer is to say.
+        unsound: bool,
     },
     /// It has its outer headers already: give it the addresses of the next hop and send it.
     Forward {

@@ -17,6 +17,8 @@ pub struct Slice<'a> {
     pub gso_size: u32,
     /// What [`Frame::has_vlan_aside`] says.
     pub vlan_aside: bool,
+    /// What [`Frame::may_have_sum_aside`] says.
+    pub sum_aside: bool,
 }
 
 impl<'a> Slice<'a> {
@@ -44,6 +46,10 @@ impl Frame for Slice<'_> {
 
     fn has_vlan_aside(&self) -> bool {
         self.vlan_aside
+    }
+
+    fn may_have_sum_aside(&self) -> bool {
+        self.sum_aside
     }
 }
 

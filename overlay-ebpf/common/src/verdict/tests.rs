@@ -327,6 +327,36 @@ fn the_uplink_trusts_nothing() {
     assert_eq!(verdict(&tables, &good), Err(DropReason::NotLocal));
 }
 
+#[test]
+fn a_checksum_probe_that_does_not_add_up_is_answered_so() {
+    let tables = tables();
+    // Its bytes are IPv4's, of 66 in all: the message takes an inner frame's place.
+    let request = crate::echo::checksum_request(7);
+    let mut frame = wrap(FAR_VTEP, crate::echo::VNI, &request[8..]);
+    frame[0] &= !1;
+    let datagram: [u8; 32] = *frame[34..].first_chunk().unwrap();
+    let ends: [u8; 8] = *frame[26..].first_chunk().unwrap();
+    let sum = checksum::sum(&datagram) + checksum::sum(&ends) + 17 + 32;
+    let unsound = |frame: &[u8], sum_aside| {
+        let bytes = frame;
+        let slice = Slice {
+            sum_aside,
+            ..Slice::new(bytes)
+        };
+        match from_uplink(&slice, &tables) {
+            Verdict::EchoReply { unsound, .. } => Ok(unsound),
+            Verdict::Drop(reason) => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(unsound(&frame, false), Err(DropReason::MalformedEcho));
+    frame[40..42].copy_from_slice(&(!checksum::fold(sum)).to_be_bytes());
+    assert_eq!(unsound(&frame, false), Ok(false));
+    frame[65] ^= 1;
+    assert_eq!(unsound(&frame, false), Ok(true));
+    assert_eq!(unsound(&frame, true), Ok(false));
+}
+
 /// GRO may leave any lengths in a merged packet's outer headers; a single packet's must be right.
 #[test]
 fn outer_lengths_are_checked_except_of_super_packets() {

@@ -12,6 +12,10 @@ use crate::wire::{
     VXLAN_FLAG_VNI, VXLAN_LEN, be16, ip_eq, is_group, mac_eq, map_v4,
 };
 
+/// A checksum probe's UDP length. It is summed with its addresses as they are in tables: the prefix
+/// of those that are IPv4-mapped adds nothing (0xffff is the 0 of such sums).
+const PROBE_LEN: usize = UDP_LEN + echo::PAYLOAD_LEN;
+
 /// What of the outer headers still matters behind them.
 struct Outer {
     family: Family,
@@ -170,25 +174,27 @@ fn datagram<'t, F: Frame, T: Tables, R>(
         let exact = ip.len + ETH_LEN as u32 == frame.total_len()
             && ip.len == udp_len + header_len
             && frame.gso_size() == 0;
-        check_echo(frame, tables, &outer, exact)?;
-        return Ok(act(Verdict::EchoReply { family: ip.family }));
+        let exact = exact.then_some(udp_len);
+        let unsound = check_echo(frame, tables, config, &outer, exact)?;
+        let family = ip.family;
+        return Ok(act(Verdict::EchoReply { family, unsound }));
     }
     inner(frame, tables, &outer, act)
 }
 
-/// Refuses what is on VNI 0 and no echo request. `sound` says that its lengths are one's.
+/// Refuses what is on VNI 0 and no echo request, whose lengths agree exactly: `udp_len` is the UDP
+/// header's then. Returns whether it is a checksum probe and its checksum wrong.
 #[inline(always)]
 fn check_echo<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
+    config: &Config,
     outer: &Outer,
-    sound: bool,
-) -> Result<(), DropReason> {
+    udp_len: Option<u32>,
+) -> Result<bool, DropReason> {
     const MALFORMED: DropReason = DropReason::MalformedEcho;
     tables.vtep(&outer.src).ok_or(DropReason::UnknownVtep)?;
-    if !sound {
-        return Err(MALFORMED);
-    }
+    let udp_len = udp_len.ok_or(MALFORMED)?;
     let [to_group, _] = frame.load(0).ok_or(MALFORMED)?;
     if to_group & 1 != 0 {
         return Err(MALFORMED);
@@ -197,10 +203,25 @@ fn check_echo<F: Frame, T: Tables>(
     let words: [u8; 4] = frame.load(message).ok_or(MALFORMED)?;
     let magic: [u8; 4] = frame.load(message + 4).ok_or(MALFORMED)?;
     let _nonce: [u8; 8] = frame.load(message + 8).ok_or(MALFORMED)?;
-    if !echo::is_request(words, magic) {
+    if echo::is_request(words, magic) {
+        return Ok(false);
+    }
+    if !echo::is_checksum_request(words, magic) || udp_len != PROBE_LEN as u32 {
         return Err(MALFORMED);
     }
-    Ok(())
+    let datagram: [u8; PROBE_LEN] = frame
+        .load(message - VXLAN_LEN - UDP_LEN)
+        .ok_or(MALFORMED)?;
+    // Without a checksum it asks nothing.
+    if be16(datagram[6], datagram[7]) == 0 {
+        return Err(MALFORMED);
+    }
+    let sum = checksum::sum(&outer.src)
+        + checksum::sum(&config.vtep)
+        + u32::from(PROTO_UDP)
+        + PROBE_LEN as u32
+        + checksum::sum(&datagram);
+    Ok(checksum::fold(sum) != 0xffff && !frame.may_have_sum_aside())
 }
 
 #[inline(always)]
