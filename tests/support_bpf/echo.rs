@@ -187,10 +187,7 @@ fn checksum_probes_are_told_whether_they_add_up() {
             }
         }
         // The kernel takes what says so.
-        is_answer(
-            &object.run(Hook::UplinkXdp, &wrong[0]).bytes,
-            Says::Unsound,
-        );
+        is_answer(&object.run(Hook::UplinkXdp, &wrong[0]).bytes, Says::Unsound);
     }
 }
 
@@ -203,15 +200,30 @@ fn checksum_probes_of_other_lengths_or_without_a_checksum_are_dropped() {
         let at = message(family);
         let mut unsummed = checksum_request(family);
         unsummed[at - 10..at - 8].fill(0);
-        let longer = |by| frame(family, &[&echo::checksum_request(NONCE)[..], &vec![0; by]].concat());
+        let longer = |by| {
+            frame(
+                family,
+                &[&echo::checksum_request(NONCE)[..], &vec![0; by]].concat(),
+            )
+        };
         let cut = frame(family, &echo::checksum_request(NONCE)[..23]);
         let shortest = frame(family, &echo::checksum_request(NONCE)[..22]);
         for malformed in [unsummed, longer(1), longer(2), longer(1400), cut, shortest] {
             drops(&mut object, &UPLINK, DropReason::MalformedEcho, &malformed);
         }
         let good = checksum_request(family);
-        drops(&mut object, &UPLINK, DropReason::OuterLength, &good[..good.len() - 1]);
-        drops(&mut object, &UPLINK, DropReason::MalformedEcho, &[&good[..], &[0]].concat());
+        drops(
+            &mut object,
+            &UPLINK,
+            DropReason::OuterLength,
+            &good[..good.len() - 1],
+        );
+        drops(
+            &mut object,
+            &UPLINK,
+            DropReason::MalformedEcho,
+            &[&good[..], &[0]].concat(),
+        );
     }
 }
 

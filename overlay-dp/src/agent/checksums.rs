@@ -73,8 +73,12 @@ impl Agent {
                  compute their own from now on, so bulk TCP is slower. Use the same --datapath on both hosts, or \
                  have the NICs' drivers looked at",
             ),
-            Some(vtep) => tracing::info!(%vtep, "checksums left to be computed do not arrive there, either"),
-            None if changed => tracing::info!("checksums arrive at all VTEPs: they are left to be computed on the way"),
+            Some(vtep) => {
+                tracing::info!(%vtep, "checksums left to be computed do not arrive there, either")
+            }
+            None if changed => tracing::info!(
+                "checksums arrive at all VTEPs: they are left to be computed on the way"
+            ),
             None => {}
         }
         // What an earlier agent left off may not be off everywhere.

@@ -11,7 +11,8 @@ use overlay_core::tables::{Origin, VtepRow};
 
 use super::Agent;
 use crate::api::{
-    Checksums, DataPath, FdbRow, LatencyInfo, ProbeCounters, Status, UplinkStatus, VtepInfo, VtepStatus,
+    Checksums, DataPath, FdbRow, LatencyInfo, ProbeCounters, Status, UplinkStatus, VtepInfo,
+    VtepStatus,
 };
 use crate::bpf::Hook;
 

@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use comfy_table::{Table, presets};
 use ipnetwork::IpNetwork;
 
-use crate::api::{Checksums, ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo};
+use crate::api::{
+    Checksums, ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo,
+};
 
 fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let mut table = Table::new();

@@ -96,7 +96,10 @@ impl Core {
                 target.mtu.path_changed(limit);
                 target.sums.path_changed(now);
             }
-            None => drop(self.targets.insert(vtep, Target::new(limit, now, self.sums))),
+            None => drop(
+                self.targets
+                    .insert(vtep, Target::new(limit, now, self.sums)),
+            ),
         }
         self.news.insert(vtep);
     }

@@ -209,9 +209,7 @@ fn check_echo<F: Frame, T: Tables>(
     if !echo::is_checksum_request(words, magic) || udp_len != PROBE_LEN as u32 {
         return Err(MALFORMED);
     }
-    let datagram: [u8; PROBE_LEN] = frame
-        .load(message - VXLAN_LEN - UDP_LEN)
-        .ok_or(MALFORMED)?;
+    let datagram: [u8; PROBE_LEN] = frame.load(message - VXLAN_LEN - UDP_LEN).ok_or(MALFORMED)?;
     // Without a checksum it asks nothing.
     if be16(datagram[6], datagram[7]) == 0 {
         return Err(MALFORMED);
