@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use overlay_lab::{
     AgentProc, Container, Lab, LabSpec, Load, Ns, all_reach_each_other, checksum_errors, iperf3,
-    ping, test, wait_until,
+    ping, test, wait_checksums, wait_until,
 };
 
 const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
@@ -27,12 +27,17 @@ const MTU: u16 = 1430;
 
 #[test]
 fn xdp() {
-    carries_everything("xdp");
+    carries_everything(["xdp"; 2]);
 }
 
 #[test]
 fn tcx() {
-    carries_everything("tcx");
+    carries_everything(["tcx"; 2]);
+}
+
+#[test]
+fn tcx_and_xdp() {
+    carries_everything(["tcx", "xdp"]);
 }
 
 #[test]
@@ -86,14 +91,14 @@ struct Overlay {
 }
 
 /// IPv6 instead of IPv4 on all hosts, then the commands on the first two.
-fn start(lab: &Lab, datapath: &str) -> Result<Overlay> {
+fn start(lab: &Lab, datapaths: [&str; 2]) -> Result<Overlay> {
     for number in 1..=lab.hosts().len() {
         add_ipv6(lab, number)?;
         lab.host(number).ns.run("ip -4 addr flush dev eth0")?;
     }
-    let args = format!("--datapath {datapath}");
-    let first = lab.start_agent(1, &args)?;
-    let join = format!("{args} --join [2001:db8:1::5] --token {}", token(lab)?);
+    let [first, second] = datapaths.map(|datapath| format!("--datapath {datapath}"));
+    let first = lab.start_agent(1, &first)?;
+    let join = format!("{second} --join [2001:db8:1::5] --token {}", token(lab)?);
     let second = lab.start_agent(2, &join)?;
     let network = lab.host(1).overlay_json("network create uber-net")?;
     let containers = lab.containers().iter().enumerate().map(|(index, ns)| {
@@ -138,13 +143,16 @@ fn add_ipv6(lab: &Lab, number: usize) -> Result<()> {
     Ok(())
 }
 
-fn carries_everything(datapath: &str) {
+fn carries_everything(datapaths: [&str; 2]) {
     let spec = LabSpec {
         containers: 3,
         ..LabSpec::default()
     };
     test(BIN, spec, |lab| {
-        let overlay = start(lab, datapath)?;
+        let overlay = start(lab, datapaths)?;
+        if datapaths == ["tcx", "xdp"] {
+            wait_checksums(lab.host(1), "broken")?;
+        }
         let [c1, c2, c3] = &overlay.containers[..] else {
             unreachable!("three were asked for");
         };
@@ -249,7 +257,7 @@ fn kernel_vxlan_interoperates(datapath: &str) {
         ..LabSpec::default()
     };
     test(BIN, spec, |lab| {
-        let overlay = start(lab, datapath)?;
+        let overlay = start(lab, [datapath; 2])?;
         for checksum in ["udp6zerocsumtx", "noudp6zerocsumtx"] {
             let c4 = kernel_vtep(lab, &overlay, checksum)?;
             let kernel: IpAddr = KERNEL_IP.parse()?;

@@ -13,36 +13,46 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use overlay_lab::{
     Container, Host, LabSpec, Load, Overlay, checksum_errors, iperf3, ping, test, traceroute,
-    wait_until,
+    wait_checksums, wait_until,
 };
 
 const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
 
 #[test]
 fn xdp() {
-    carries_everything("xdp", Some(["xdp native", "xdp native"]));
+    carries_everything(["xdp"; 2], Some(["xdp native", "xdp native"]));
 }
 
 #[test]
 fn tcx() {
     // "clsact ingress" before Linux 6.6.
-    carries_everything("tcx", Some(["ingress", "ingress"]));
+    carries_everything(["tcx"; 2], Some(["ingress", "ingress"]));
 }
 
 #[test]
 fn auto() {
     // What it chose is `status`'s to tell.
-    carries_everything("auto", None);
+    carries_everything(["auto"; 2], None);
+}
+
+/// What is different for such a pair is in `mixed_hooks`.
+#[test]
+fn tcx_and_xdp() {
+    carries_everything(["tcx", "xdp"], None);
 }
 
 /// `hooks`: how the port and the uplink must be attached.
-fn carries_everything(datapath: &str, hooks: Option<[&str; 2]>) {
+fn carries_everything(datapaths: [&str; 2], hooks: Option<[&str; 2]>) {
     let spec = LabSpec {
         containers: 3,
         ..LabSpec::default()
     };
     test(BIN, spec, |lab| {
-        let overlay = Overlay::start(lab, &format!("--datapath {datapath}"))?;
+        let [first, second] = datapaths.map(|datapath| format!("--datapath {datapath}"));
+        let overlay = Overlay::start_each(lab, &[&first, &second])?;
+        if first != second {
+            wait_checksums(lab.host(1), "broken")?;
+        }
         let (c1, c2, c3) = (overlay.c(1), overlay.c(2), overlay.c(3));
         if let Some(expected) = hooks {
             for host in lab.hosts() {

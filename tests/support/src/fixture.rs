@@ -164,6 +164,18 @@ pub fn all_reach_each_other<'a>(
     Ok(())
 }
 
+/// Waits until the one VTEP that a host of two knows is shown with such checksums (`vtep ls`).
+///
+/// # Errors
+/// When it is not within 20 s.
+pub fn wait_checksums(host: &Host, state: &str) -> Result<()> {
+    let what = format!("checksums from {} are {state}", host.ns.label());
+    wait_until(&what, Duration::from_secs(20), || {
+        let rows = host.overlay_json("vtep ls");
+        rows.is_ok_and(|rows| rows[0]["checksums"] == state)
+    })
+}
+
 /// `uber-net` over all hosts of a lab, and in it container n on host n, those that are left over
 /// on the hosts from the first again.
 #[derive(Debug)]
@@ -191,11 +203,21 @@ impl Overlay {
     /// # Errors
     /// As [`Overlay::start`].
     pub fn start_on(lab: &Lab, hosts: usize, attach_args: &str) -> Result<Overlay> {
-        let mut agents = vec![lab.start_agent(1, attach_args)?];
-        let join = format!("{attach_args} {}", join_args(lab.host(1), false)?);
-        for number in 2..=hosts {
-            agents.push(lab.start_agent(number, &join)?);
+        Overlay::start_each(lab, &vec![attach_args; hosts])
+    }
+
+    /// As [`Overlay::start`], with agents on the first hosts only, each with arguments of its own.
+    ///
+    /// # Errors
+    /// As [`Overlay::start`].
+    pub fn start_each(lab: &Lab, attach_args: &[&str]) -> Result<Overlay> {
+        let (first, others) = attach_args.split_first().context("no agents")?;
+        let mut agents = vec![lab.start_agent(1, first)?];
+        let join = join_args(lab.host(1), false)?;
+        for (number, args) in (2..).zip(others) {
+            agents.push(lab.start_agent(number, &format!("{args} {join}"))?);
         }
+        let hosts = attach_args.len();
         let network = lab.host(1).overlay_json("network create uber-net")?;
         let containers = lab
             .containers()

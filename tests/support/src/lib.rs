@@ -31,7 +31,7 @@ mod wire;
 
 pub use agent::AgentProc;
 pub use cluster::{Cluster, join_args, token};
-pub use fixture::{Container, Overlay, all_reach_each_other, test};
+pub use fixture::{Container, Overlay, all_reach_each_other, test, wait_checksums};
 pub use iperf::{Load, Traffic, iperf3};
 pub use lab::{Host, Lab, LabSpec};
 pub use ns::Ns;
