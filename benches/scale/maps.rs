@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use overlay_common::layout::names;
-use overlay_core::model::{Endpoint, MacAddr};
 use overlay_core::tables::Tables;
 
 use crate::agent::memory;
@@ -110,14 +109,7 @@ fn fill(table: &mut Table, size: u32) -> Result<World> {
 fn tell(tables: &mut Tables, size: u32) -> Result<()> {
     for number in 0..size {
         let ip = endpoint_ip(number);
-        let endpoint = Endpoint {
-            name: format!("e{number}"),
-            vni: vni(),
-            mac: MacAddr::from_ipv4(ip),
-            ips: vec![ip.into()],
-            aliases: Vec::new(),
-            service: None,
-        };
+        let endpoint = endpoint(&format!("e{number}"), ip);
         tables.endpoint_up(endpoint_vtep(number).into(), &endpoint)?;
     }
     Ok(())

@@ -10,9 +10,8 @@ use overlay_common::counters::DropReason;
 use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::wire::ETH_P_IP;
-use overlay_core::model::{Endpoint, MacAddr};
 use overlay_core::slowpath::{Asker, Output, SlowPath};
-use overlay_core::tables::{MapUpdate, NextHop, Tables};
+use overlay_core::tables::{MapUpdate, Tables};
 
 use crate::support::*;
 
@@ -139,22 +138,9 @@ fn alone_with(vteps: u8) -> Result<Tables> {
     for number in 1..=vteps {
         let vtep = Ipv4Addr::new(198, 51, 100, number);
         tables.vtep_add(vtep.into())?;
-        let hop = NextHop {
-            ifindex: 50,
-            src_mac: [0x52, 0x54, 0, 0, 0, 2],
-            dst_mac: [0x52, 0x54, 0, 0, 0, 1],
-            mtu: MTU,
-        };
-        tables.next_hop(vtep.into(), Some(hop));
+        tables.next_hop(vtep.into(), Some(next_hop()));
         let ip = endpoint_ip(number.into());
-        let endpoint = Endpoint {
-            name: format!("e{number}"),
-            vni: vni(),
-            mac: MacAddr::from_ipv4(ip),
-            ips: vec![ip.into()],
-            aliases: Vec::new(),
-            service: None,
-        };
+        let endpoint = endpoint(&format!("e{number}"), ip);
         tables.endpoint_up(vtep.into(), &endpoint)?;
     }
     Ok(tables)

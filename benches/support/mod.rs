@@ -90,6 +90,26 @@ pub fn vni() -> Vni {
     Vni::new(VNI).expect("a VNI")
 }
 
+pub fn endpoint(name: &str, ip: Ipv4Addr) -> Endpoint {
+    Endpoint {
+        name: name.to_owned(),
+        vni: vni(),
+        mac: MacAddr::from_ipv4(ip),
+        ips: vec![ip.into()],
+        aliases: Vec::new(),
+        service: None,
+    }
+}
+
+pub fn next_hop() -> NextHop {
+    NextHop {
+        ifindex: 50,
+        src_mac: [0x52, 0x54, 0, 0, 0, 2],
+        dst_mac: [0x52, 0x54, 0, 0, 0, 1],
+        mtu: MTU,
+    }
+}
+
 /// The tables of a host with two ports, and `remote` endpoints behind two VTEPs.
 pub fn tables(remote: u32) -> Result<Tables> {
     let mut tables = Tables::new(Local {
@@ -106,26 +126,12 @@ pub fn tables(remote: u32) -> Result<Tables> {
     });
     for vtep in REMOTE_VTEPS {
         tables.vtep_add(vtep.into())?;
-        let hop = NextHop {
-            ifindex: 50,
-            src_mac: [0x52, 0x54, 0, 0, 0, 2],
-            dst_mac: [0x52, 0x54, 0, 0, 0, 1],
-            mtu: MTU,
-        };
-        tables.next_hop(vtep.into(), Some(hop));
+        tables.next_hop(vtep.into(), Some(next_hop()));
     }
-    let endpoint = |name: String, ip: Ipv4Addr| Endpoint {
-        name,
-        vni: vni(),
-        mac: MacAddr::from_ipv4(ip),
-        ips: vec![ip.into()],
-        aliases: Vec::new(),
-        service: None,
-    };
-    tables.port_up(OWN_PORT, &endpoint("own".to_owned(), OWN))?;
-    tables.port_up(PEER_PORT, &endpoint("peer".to_owned(), PEER))?;
+    tables.port_up(OWN_PORT, &endpoint("own", OWN))?;
+    tables.port_up(PEER_PORT, &endpoint("peer", PEER))?;
     for number in 0..remote {
-        let endpoint = endpoint(format!("e{number}"), endpoint_ip(number));
+        let endpoint = endpoint(&format!("e{number}"), endpoint_ip(number));
         tables.endpoint_up(endpoint_vtep(number).into(), &endpoint)?;
     }
     Ok(tables)
