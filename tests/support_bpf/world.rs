@@ -113,6 +113,7 @@ pub fn tables_over(family: Family) -> Memory {
                 _zero: [0; 2],
                 ip4: ip,
                 ip6: [link_local(ip), if ip == A { ip6(ip) } else { UNSPECIFIED }],
+                flags: 0,
             },
         );
     }

@@ -26,6 +26,9 @@ pub struct PortSpec<'a> {
     pub container_ifname: &'a str,
     /// The container.
     pub netns: &'a Netns,
+    /// The inner end may be in the host's own namespace: it is the host that is attached, or
+    /// somebody else moves it into a container.
+    pub in_host: bool,
     /// The container end's Ethernet address.
     pub mac: MacAddr,
     /// The host end's MTU, in bytes.
@@ -65,7 +68,7 @@ impl Host {
         check_ifname(spec.host_ifname)?;
         check_ifname(spec.container_ifname)?;
         check_gateway(spec)?;
-        if spec.netns.is_same(&Netns::current()?) {
+        if !spec.in_host && spec.netns.is_same(&Netns::current()?) {
             return Err(Error::HostNamespace(spec.netns.reference().to_string()));
         }
         let (inside, connection) = Host::inside(spec.netns)?;
@@ -147,8 +150,10 @@ impl Host {
             Some(gateway) => inside.add_default_route(peer.index, gateway).await?,
             None => false,
         };
-        // Last of what can fail, since it is not ours to undo.
-        inside.set_up("lo").await?;
+        if !spec.in_host {
+            // Last of what can fail, since it is not ours to undo.
+            inside.set_up("lo").await?;
+        }
         Ok(Port {
             host_ifindex: host.index,
             container_ifindex: peer.index,

@@ -99,6 +99,8 @@ pub struct PortAdd {
     pub ifname: String,
     /// Whether the namespace gets a resolv.conf.
     pub resolv_conf: bool,
+    /// Whether the agent answers what it asks of resolvers elsewhere.
+    pub intercept_dns: bool,
     /// What was done for it before.
     pub steps: Steps,
 }

@@ -29,6 +29,7 @@ impl Agent {
             netns,
             ifname,
             resolv_conf,
+            intercept_dns,
             mut steps,
         } = add;
         steps.done("queue");
@@ -54,6 +55,7 @@ impl Agent {
                 host_ifname: &name,
                 container_ifname: &ifname,
                 netns: &inside,
+                in_host: false,
                 mac: endpoint.mac,
                 owner: &self.options.instance.owner(),
                 host_mtu: (mtu + PORT_MTU_SLACK).min(MAX_MTU),
@@ -75,6 +77,7 @@ impl Agent {
                 mtu,
             },
             resolv_conf,
+            intercept_dns,
         };
         let finish = async {
             inside.run(|| set_offloads(&ifname, self.checksums.offload()))??;
@@ -119,7 +122,9 @@ impl Agent {
             ..
         } = &port.local;
         // The tables first: a frame that meets the hook must find its port.
-        self.tables.write().port_up(*ifindex, &port.endpoint)?;
+        self.tables
+            .write()
+            .port_up_with(*ifindex, &port.endpoint, port.flags())?;
         self.flush_checked()?;
         let hook = self.bpf.attach(
             Site::Port,

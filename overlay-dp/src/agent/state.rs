@@ -11,6 +11,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use overlay_common::layout::PORT_INTERCEPT_DNS;
 use overlay_core::model::{Endpoint, MacAddr, Vni};
 use overlay_core::tables::StaticEntry;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,19 @@ pub struct Port {
     /// The resolv.conf that was written for it.
     #[serde(default)]
     pub resolv_conf: Option<PathBuf>,
+    /// Whether the agent answers what it asks of resolvers elsewhere.
+    #[serde(default)]
+    pub intercept_dns: bool,
+}
+
+impl Port {
+    /// The flags of its map entry.
+    pub fn flags(&self) -> u32 {
+        match self.intercept_dns {
+            true => PORT_INTERCEPT_DNS,
+            false => 0,
+        }
+    }
 }
 
 /// What the host's agent must know again. Each change is on disk when its call returns.

@@ -381,6 +381,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
         netns: ask.netns,
         ifname: ask.ifname,
         resolv_conf: ask.resolv_conf,
+        intercept_dns: false,
         steps,
     };
     let port = match ctx

@@ -21,7 +21,7 @@ use overlay_core::tables::{MapContents, MapUpdate, Tables};
 pub use hooks::{Hook, HookKind, Site, detach_filter_of};
 
 /// Pins of another layout are another directory: bump it with any change of `layout`.
-const LAYOUT_VERSION: &str = "v1";
+const LAYOUT_VERSION: &str = "v2";
 
 #[cfg(with_ebpf)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_EBPF_OBJECT"));

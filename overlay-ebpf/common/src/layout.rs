@@ -65,6 +65,11 @@ pub struct Config {
 }
 pod!(Config, 24);
 
+/// A port's flag: the host itself is behind it, so any source IP may come out of it.
+pub const PORT_ROUTER: u32 = 1;
+/// A port's flag: whatever it asks of UDP port 53 behind the gateway's MAC, the agent answers.
+pub const PORT_INTERCEPT_DNS: u32 = 2;
+
 /// A port: the host end of a container's veth.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +86,10 @@ pub struct PortEntry {
     pub ip4: [u8; 4],
     /// The IPv6 source addresses it may use; [`UNSPECIFIED`] where there are fewer.
     pub ip6: [Ip16; 2],
+    /// [`PORT_ROUTER`], [`PORT_INTERCEPT_DNS`].
+    pub flags: u32,
 }
-pod!(PortEntry, 52);
+pod!(PortEntry, 56);
 
 /// A network that has an endpoint on this host.
 #[repr(C)]

@@ -1,11 +1,12 @@
 //! The gateway of a network. Nobody routes there: it answers echo requests to its addresses, one of
-//! each family, hands out what is asked of its DNS port, tells that it has no other UDP ports, and
+//! each family, hands out what is asked of its DNS port (and of anybody's, by ports that want that), tells that it has no other UDP ports, and
 //! takes nothing else.
 
 use core::time::Duration;
 
 use overlay_common::checksum::fold;
 use overlay_common::counters::DropReason;
+use overlay_common::layout::PORT_INTERCEPT_DNS;
 use overlay_common::wire::{
     ETH_LEN, ETH_P_IP, ETH_P_IPV6, IPV4_LEN, IPV6_LEN, Ip16, PROTO_ICMPV6, PROTO_UDP, be16,
 };
@@ -17,7 +18,7 @@ use super::message::{Ends, HEAD_LEN, PROTO_ICMP};
 use super::port::FromPort;
 use super::{icmp, query};
 
-/// A packet to the gateway's address: its ends turned round, and what the IP header tells.
+/// A packet to the gateway's MAC: its ends turned round, and what the IP header tells.
 struct ToGateway<'a> {
     ends: Ends,
     tos: u8,
@@ -37,11 +38,25 @@ pub(super) fn answer(
         return Err(not_ours);
     }
     let packet = from.inner.get(ETH_LEN..).unwrap_or_default();
-    let to = match (from.ethertype, from.gateway4(), from.gateway6()) {
-        (ETH_P_IP, Some(gateway), _) => v4(packet, gateway.octets())?,
-        (ETH_P_IPV6, _, Some(gateway)) => v6(packet, gateway.octets())?,
+    let to = match from.ethertype {
+        ETH_P_IP => v4(packet)?,
+        ETH_P_IPV6 => v6(packet)?,
         _ => return Err(not_ours),
     };
+    let is_gateway = match to.ends {
+        Ends::V4(ip, _) => from
+            .gateway4()
+            .is_some_and(|gateway| gateway.octets() == ip),
+        Ends::V6(ip, _) => from
+            .gateway6()
+            .is_some_and(|gateway| gateway.octets() == ip),
+    };
+    let asks = to.protocol == PROTO_UDP && to.message.get(2..4) == Some(&query::PORT.to_be_bytes());
+    // Some ports' resolvers are answered for, wherever they are, in their name.
+    let intercepted = asks && from.port.flags & PORT_INTERCEPT_DNS != 0;
+    if !is_gateway && !intercepted {
+        return Err(not_ours);
+    }
     match (to.protocol, to.ends) {
         (PROTO_ICMP, Ends::V4(..)) => echo(from, &to, 8, 0, sink),
         (PROTO_ICMPV6, Ends::V6(..)) => echo(from, &to, 128, 129, sink),
@@ -54,7 +69,7 @@ pub(super) fn answer(
             if !may_be_told {
                 return Err(not_ours);
             }
-            if to.message.get(2..4) == Some(&query::PORT.to_be_bytes()) {
+            if asks {
                 return query::ask(from, ends, to.message, limiter, now, sink);
             }
             if !limiter.error(from.ifindex, now) {
@@ -93,7 +108,7 @@ fn echo(
     Ok(())
 }
 
-fn v4(packet: &[u8], gateway: [u8; 4]) -> Result<ToGateway<'_>, DropReason> {
+fn v4(packet: &[u8]) -> Result<ToGateway<'_>, DropReason> {
     let (ip, _) = packet
         .split_first_chunk::<IPV4_LEN>()
         .ok_or(DropReason::Truncated)?;
@@ -107,27 +122,25 @@ fn v4(packet: &[u8], gateway: [u8; 4]) -> Result<ToGateway<'_>, DropReason> {
     // Fragments would have to be put together first.
     let fragment = be16(ip[6], ip[7]) & 0x3fff != 0;
     let [.., s0, s1, s2, s3, d0, d1, d2, d3] = *ip;
-    if [d0, d1, d2, d3] != gateway || fragment {
+    if fragment {
         return Err(DropReason::UnknownDestination);
     }
     Ok(ToGateway {
-        ends: Ends::V4(gateway, [s0, s1, s2, s3]),
+        ends: Ends::V4([d0, d1, d2, d3], [s0, s1, s2, s3]),
         tos: ip[1],
         protocol: ip[9],
         message: message.ok_or(DropReason::Truncated)?,
     })
 }
 
-fn v6(packet: &[u8], gateway: Ip16) -> Result<ToGateway<'_>, DropReason> {
+fn v6(packet: &[u8]) -> Result<ToGateway<'_>, DropReason> {
     let split = packet.split_first_chunk::<IPV6_LEN>();
     let (ip, rest) = split.ok_or(DropReason::Truncated)?;
     let len = usize::from(be16(ip[4], ip[5]));
     let (src, dst) = ip[8..].split_at(16);
-    if dst != gateway {
-        return Err(DropReason::UnknownDestination);
-    }
+    let dst: Ip16 = *dst.first_chunk().ok_or(DropReason::Truncated)?;
     Ok(ToGateway {
-        ends: Ends::V6(gateway, *src.first_chunk().ok_or(DropReason::Truncated)?),
+        ends: Ends::V6(dst, *src.first_chunk().ok_or(DropReason::Truncated)?),
         tos: (ip[0] << 4) | (ip[1] >> 4),
         protocol: ip[6],
         message: rest.get(..len).ok_or(DropReason::Truncated)?,

@@ -303,13 +303,26 @@ impl Tables {
     /// # Errors
     /// When the ifindex or the endpoint's addresses are none.
     pub fn port_up(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), Error> {
+        self.port_up_with(ifindex, endpoint, 0)
+    }
+
+    /// As [`Tables::port_up`], with the flags of a [`PortEntry`](overlay_common::layout::PortEntry).
+    ///
+    /// # Errors
+    /// As [`Tables::port_up`].
+    pub fn port_up_with(
+        &mut self,
+        ifindex: u32,
+        endpoint: &Endpoint,
+        flags: u32,
+    ) -> Result<(), Error> {
         if ifindex == 0 {
             return Err(Error::Ifindex);
         }
         check(endpoint.mac, &endpoint.ips)?;
         let old = self.ports.get(&ifindex);
         let record = Record::new(endpoint.mac, &endpoint.ips, None, &mut self.seq);
-        let port = Port::new(endpoint.vni, record, self.local.mtu);
+        let port = Port::new(endpoint.vni, record, self.local.mtu, flags);
         if old.is_some_and(|old| {
             old.entry == port.entry && old.record.is(endpoint.mac, &endpoint.ips)
         }) {

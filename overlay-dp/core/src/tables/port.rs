@@ -16,7 +16,7 @@ pub(super) struct Port {
 }
 
 impl Port {
-    pub fn new(vni: Vni, record: Record, mtu: u32) -> Port {
+    pub fn new(vni: Vni, record: Record, mtu: u32, flags: u32) -> Port {
         let is_v4 = |ip: &[u8; 16]| *ip == map_v4(unmap_v4(ip));
         let ips = || record.ips.iter().map(|(ip, _)| *ip);
         let mut v6 = ips().filter(|ip| !is_v4(ip));
@@ -27,6 +27,7 @@ impl Port {
             _zero: [0; 2],
             ip4: ips().find(is_v4).map_or([0; 4], |ip| unmap_v4(&ip)),
             ip6: [(); 2].map(|()| v6.next().unwrap_or(UNSPECIFIED)),
+            flags,
         };
         Port { vni, record, entry }
     }

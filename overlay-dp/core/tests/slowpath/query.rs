@@ -87,6 +87,37 @@ fn an_ipv4_query_is_handed_out_and_its_answer_sent() {
 }
 
 #[test]
+fn what_a_port_asks_of_other_resolvers_is_answered_in_their_name() {
+    let mut rig = Rig::new();
+    let mut frame = dns4(11, b"who?");
+    // The destination, with checksums to match; the UDP one may be none.
+    let resolver = [127, 0, 0, 11];
+    let ip = etherparse::Ipv4Header::from_slice(&frame[14..]).unwrap().0;
+    let ip = etherparse::Ipv4Header {
+        destination: resolver,
+        header_checksum: 0,
+        ..ip
+    };
+    let sum = ip.calc_header_checksum();
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame[30..34].copy_from_slice(&resolver);
+    frame[40..42].fill(0);
+    rig.port(Reason::UnknownDestination, &frame)
+        .dropped(DropReason::UnknownDestination);
+    let flags = overlay_common::layout::PORT_INTERCEPT_DNS;
+    rig.tables
+        .port_up_with(11, &endpoint(1, 11), flags)
+        .unwrap();
+    let asker = asked(rig.port(Reason::UnknownDestination, &frame), b"who?");
+    let mut out = Out::default();
+    asker.answer(&rig.tables, b"it is me", &mut out);
+    let sent = out.only();
+    assert_eq!(sent.inner[..12], [mac(11), mac(1)].concat()[..]);
+    assert_eq!(sent.inner[26..34], [resolver, v4(11)].concat()[..]);
+    assert_eq!(datagram(&sent.inner), (53, 4000, b"it is me".to_vec()));
+}
+
+#[test]
 fn an_ipv6_query_is_handed_out_and_its_answer_sent() {
     let mut rig = Rig::new();
     let asker = asked(from_41(&mut rig, &dns6(b"who?")), b"who?");

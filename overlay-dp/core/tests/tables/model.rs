@@ -264,6 +264,7 @@ impl Model {
                     _zero: [0; 2],
                     ip4,
                     ip6: [UNSPECIFIED; 2],
+                    flags: 0,
                 };
                 maps.ports.insert(*ifindex, entry);
             }

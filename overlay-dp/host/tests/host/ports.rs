@@ -20,6 +20,7 @@ fn spec<'a>(netns: &'a Netns, host_ifname: &'a str, addrs: &'a [(IpAddr, u8)]) -
         owner: OWNER,
         container_ifname: "eth0",
         netns,
+        in_host: false,
         mac: MAC,
         host_mtu: 1500,
         container_mtu: 1450,
@@ -321,6 +322,14 @@ fn a_failed_port_leaves_nothing_behind() {
             .await
             .unwrap_err();
         assert!(matches!(refused, Error::HostNamespace(_)), "{refused}");
+        let mut asked_for = spec(&own, "ovp-5", &addrs);
+        (asked_for.in_host, asked_for.container_ifname) = (true, "ovr-5");
+        let port = host.create_port(&asked_for).await.unwrap();
+        let inner = host.link("ovr-5").await.unwrap().unwrap();
+        assert_eq!((inner.mac, inner.up), (Some(MAC), true));
+        assert_eq!(inner.peer_index, Some(port.host_ifindex));
+        host.delete_owned("ovp-5", OWNER).await.unwrap();
+        assert!(!h.has_link("ovr-5"));
 
         let left: Vec<String> = host
             .links()

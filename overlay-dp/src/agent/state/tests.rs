@@ -19,6 +19,7 @@ fn port(number: u8, ifindex: u32) -> Port {
             mtu: 1450,
         },
         resolv_conf: None,
+        intercept_dns: false,
     }
 }
 

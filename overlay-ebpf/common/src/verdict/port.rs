@@ -3,7 +3,7 @@
 use super::neighbour::{self, Arp};
 use super::{Eth, Frame, Tables, Verdict, flow_hash, wire_len};
 use crate::counters::DropReason;
-use crate::layout::{FdbKey, NeighbourKey, PortEntry};
+use crate::layout::{FdbKey, NeighbourKey, PORT_ROUTER, PortEntry};
 use crate::outer::{Meta, mix};
 use crate::punt::Reason;
 use crate::wire::{
@@ -71,7 +71,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
             return Err(DropReason::InnerHeader);
         }
         let src = u32::from_ne_bytes([h[12], h[13], h[14], h[15]]);
-        if src != u32::from_ne_bytes(self.entry.ip4) {
+        if src != u32::from_ne_bytes(self.entry.ip4) && !self.is_router() {
             return Err(DropReason::SpoofedIp);
         }
         // More-fragments flag or an offset; options move the layer-4 header: hash addresses alone.
@@ -100,7 +100,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
         let own = owns_ip6(self.entry, &src);
         // From `::` only what address configuration sends: it goes to groups.
         let unconfigured = ip_eq(&src, &UNSPECIFIED) && is_group(&self.eth.dst);
-        if !own && !unconfigured {
+        if !own && !unconfigured && !self.is_router() {
             return Err(DropReason::SpoofedIp);
         }
         if h[6] == PROTO_ICMPV6
@@ -205,6 +205,12 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
             meta,
             vni,
         }))
+    }
+
+    /// The host's own traffic, and what it forwards, comes from anywhere.
+    #[inline(always)]
+    fn is_router(&self) -> bool {
+        self.entry.flags & PORT_ROUTER != 0
     }
 
     #[inline(always)]

@@ -47,6 +47,7 @@ fn tables() -> Memory {
             _zero: [0; 2],
             ip4: ip,
             ip6: [UNSPECIFIED; 2],
+            flags: 0,
         };
         tables.ports.insert(ifindex, entry);
         let key = FdbKey::new(VNI, mac(ip));
