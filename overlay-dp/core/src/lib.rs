@@ -6,6 +6,7 @@
 
 pub mod facts;
 pub mod holdings;
+pub mod maglev;
 pub mod model;
 pub mod slowpath;
 pub mod tables;
