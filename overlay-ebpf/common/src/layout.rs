@@ -133,20 +133,33 @@ impl FdbKey {
     }
 }
 
-/// Where a MAC is: behind a VTEP, or behind a local port.
+/// Where a MAC is: behind a VTEP, or behind a local port; or a service's, behind none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FdbEntry {
     vtep: Ip16,
     ifindex: u32,
+    flags: u32,
 }
-pod!(FdbEntry, 20);
+pod!(FdbEntry, 24);
+
+/// A MAC's flag: an endpoint that belongs to a service, so a frame from it may be the answer to one
+/// that was for the service's own address.
+pub const FDB_BACKEND: u32 = 1;
+/// A MAC's flag: a service's own, and nobody's: what is sent to it gets a backend's.
+pub const FDB_SERVICE: u32 = 2;
+/// A MAC's flag: a host's way out of the network: what comes from it may be from any address.
+pub const FDB_ROUTER: u32 = 4;
 
 impl FdbEntry {
     /// Behind the VTEP with this address.
     #[inline(always)]
     pub const fn remote(vtep: Ip16) -> FdbEntry {
-        FdbEntry { vtep, ifindex: 0 }
+        FdbEntry {
+            vtep,
+            ifindex: 0,
+            flags: 0,
+        }
     }
 
     /// Behind the local port with this ifindex.
@@ -155,7 +168,39 @@ impl FdbEntry {
         FdbEntry {
             vtep: UNSPECIFIED,
             ifindex,
+            flags: 0,
         }
+    }
+
+    /// A service's own MAC.
+    pub const fn service() -> FdbEntry {
+        FdbEntry::remote(UNSPECIFIED).with(FDB_SERVICE)
+    }
+
+    /// The same with these flags besides those it has.
+    pub const fn with(self, flags: u32) -> FdbEntry {
+        FdbEntry {
+            flags: self.flags | flags,
+            ..self
+        }
+    }
+
+    /// True when it has [`FDB_BACKEND`].
+    #[inline(always)]
+    pub const fn is_backend(&self) -> bool {
+        self.flags & FDB_BACKEND != 0
+    }
+
+    /// True when it has [`FDB_SERVICE`].
+    #[inline(always)]
+    pub const fn is_service(&self) -> bool {
+        self.flags & FDB_SERVICE != 0
+    }
+
+    /// True when it has [`FDB_ROUTER`].
+    #[inline(always)]
+    pub const fn is_router(&self) -> bool {
+        self.flags & FDB_ROUTER != 0
     }
 
     /// The local port's ifindex, if it is local.
@@ -177,7 +222,8 @@ impl FdbEntry {
     /// True when it is behind exactly this VTEP.
     #[inline(always)]
     pub const fn is_behind(&self, vtep: &Ip16) -> bool {
-        self.ifindex == 0 && ip_eq(&self.vtep, vtep)
+        // A service's is behind no VTEP, whatever address a frame claims to come from.
+        self.ifindex | (self.flags & FDB_SERVICE) == 0 && ip_eq(&self.vtep, vtep)
     }
 }
 
