@@ -113,6 +113,7 @@ impl Bench {
             ip: None,
             mac: None,
             ifname: format!("p{number}"),
+            attachment: None,
         };
         let begin = Instant::now();
         let _: ContainerInfo = self.ask(Method::POST, "/v1/containers", Some(&body))?;

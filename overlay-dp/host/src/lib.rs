@@ -13,6 +13,7 @@ mod error;
 // Unsafe code: the SIOCETHTOOL ioctl.
 mod ethtool;
 mod host;
+pub mod inside;
 pub mod kernel;
 pub mod link;
 pub mod monitor;
@@ -30,6 +31,7 @@ pub mod uplink;
 pub use echo_socket::{echo_socket, set_udp_checksums};
 pub use error::{Error, Result};
 pub use host::Host;
+pub use inside::Inside;
 pub use link::{LinkInfo, XdpAttachment, XdpMode};
 pub use monitor::{HostEvent, Monitor};
 pub use netns::{Netns, NetnsRef};

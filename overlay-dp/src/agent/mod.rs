@@ -5,6 +5,7 @@
 //! updates that its misses ask for.
 
 mod addresses;
+mod attachments;
 mod checksums;
 mod data_port;
 mod datapath;
@@ -40,7 +41,8 @@ use parking_lot::RwLock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::{Detached, FdbRow, Netns, Status, VtepInfo};
+use crate::api::attachments::AttachmentRef;
+use crate::api::{Attachment, Detached, FdbRow, Netns, Status, VtepInfo};
 use crate::bpf::{Bpf, Hook};
 
 pub use leave::clean_up_after_dead_agent;
@@ -75,6 +77,10 @@ pub enum Request {
     PortAdd(Box<PortAdd>, Reply<Port>),
     /// Remove ports: of this name, on this network or on all.
     PortsRemove(String, Option<Vni>, Reply<Vec<Port>>),
+    /// Remove what was attached for a runtime's container.
+    AttachmentsRemove(AttachmentRef, Reply<Vec<Port>>),
+    /// Look at it, and say what is wrong with it.
+    AttachmentCheck(AttachmentRef, Reply<(Vec<Port>, Vec<String>)>),
     /// The forwarding table.
     Fdb(Reply<Vec<FdbRow>>),
     /// Add a static entry.
@@ -101,6 +107,8 @@ pub struct PortAdd {
     pub resolv_conf: bool,
     /// Whether the agent answers what it asks of resolvers elsewhere.
     pub intercept_dns: bool,
+    /// What the runtime calls it that asked.
+    pub attachment: Option<Attachment>,
     /// What was done for it before.
     pub steps: Steps,
 }
@@ -324,6 +332,14 @@ impl Agent {
                 let done = self.ports_remove(&name, vni).await;
                 self.flush();
                 drop(reply.send(done));
+            }
+            Request::AttachmentsRemove(which, reply) => {
+                let done = self.attachments_remove(&which).await;
+                self.flush();
+                drop(reply.send(done));
+            }
+            Request::AttachmentCheck(which, reply) => {
+                drop(reply.send(self.attachment_check(&which).await));
             }
             Request::Fdb(reply) => drop(reply.send(Ok(self.fdb()))),
             Request::StaticAdd(entry, reply) => {

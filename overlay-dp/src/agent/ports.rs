@@ -30,6 +30,7 @@ impl Agent {
             ifname,
             resolv_conf,
             intercept_dns,
+            attachment,
             mut steps,
         } = add;
         steps.done("queue");
@@ -75,6 +76,7 @@ impl Agent {
                 port: name.clone(),
                 port_ifindex: made.host_ifindex,
                 mtu,
+                attachment,
             },
             resolv_conf,
             intercept_dns,

@@ -325,7 +325,7 @@ impl Agent {
     }
 
     /// The container's end of its veth.
-    async fn look_inside(&self, port: &Port) -> Result<(), String> {
+    pub(super) async fn look_inside(&self, port: &Port) -> Result<(), String> {
         let local = &port.local;
         let inside = HostNetns::open(&netns_ref(&port.netns)).map_err(|e| e.to_string())?;
         let link = self.host.container_link(&inside, &local.ifname).await;

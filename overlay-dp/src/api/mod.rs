@@ -16,9 +16,10 @@
 //! | `GET /v1/vteps` | | list of [`VtepInfo`] |
 //! | `POST /v1/detach` | [`Detach`] | [`Detached`] |
 //!
-//! The rest is in [`admin`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
+//! The rest is in [`admin`] and [`attachments`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
 
 pub mod admin;
+pub mod attachments;
 pub mod client;
 mod names;
 pub mod server;
@@ -32,6 +33,7 @@ use ipnetwork::IpNetwork;
 use overlay_core::model::{HostId, MacAddr, Subnet, Vni};
 use serde::{Deserialize, Serialize};
 
+pub use attachments::Attachment;
 pub use vteps::{Checksums, DataPath, LatencyInfo, VtepInfo};
 
 use crate::bpf::Hook;
@@ -135,6 +137,9 @@ pub struct LocalContainer {
     pub port_ifindex: u32,
     /// MTU of the interface inside.
     pub mtu: u32,
+    /// What the runtime that it was attached for calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<Attachment>,
 }
 
 /// A network namespace, named in one of three ways.
@@ -173,6 +178,9 @@ pub struct ContainerAdd {
     pub mac: Option<MacAddr>,
     /// The interface inside.
     pub ifname: String,
+    /// What the runtime calls it that asks.
+    #[serde(default)]
+    pub attachment: Option<Attachment>,
 }
 
 /// Asks to detach containers of this host.

@@ -65,6 +65,7 @@ mod tests {
             ip: None,
             mac: None,
             ifname: "eth0".into(),
+            attachment: None,
         }
     }
 

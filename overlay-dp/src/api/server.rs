@@ -26,7 +26,7 @@ use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
     FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, VtepInfo, names,
 };
-use crate::agent::{Addresses, PortAdd, Reply, Request, Steps, Wish};
+use crate::agent::{Addresses, Port, PortAdd, Reply, Request, Steps, Wish};
 use crate::instance::Instance;
 
 /// How long answers that are under way may take when the agent stops.
@@ -77,6 +77,7 @@ pub async fn start(
         .route("/v1/fdb", get(fdb).post(fdb_add).delete(fdb_remove))
         .route("/v1/detach", post(detach))
         .merge(super::admin::router())
+        .merge(super::attachments::router())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .with_state(Ctx {
@@ -171,6 +172,20 @@ impl Ctx {
             .collect();
         list.sort_by(|a, b| a.name.cmp(&b.name));
         list
+    }
+
+    /// This host's ports, as endpoints.
+    pub fn infos_of(&self, ports: Vec<Port>) -> Vec<ContainerInfo> {
+        let me = self.cluster.me();
+        let networks = self.cluster.networks().into_iter();
+        let names: HashMap<Vni, String> = networks.map(|n| (n.vni, n.name)).collect();
+        let one = |port: Port| {
+            let vni = port.endpoint.vni;
+            let network = names.get(&vni).cloned().unwrap_or_else(|| vni.to_string());
+            let local = Some(port.local);
+            info(&port.endpoint, &network, me.id, me.name.clone(), local)
+        };
+        ports.into_iter().map(one).collect()
     }
 
     fn network_info(&self, network: Network) -> NetworkInfo {
@@ -382,6 +397,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
         ifname: ask.ifname,
         resolv_conf: ask.resolv_conf,
         intercept_dns: false,
+        attachment: ask.attachment,
         steps,
     };
     let port = match ctx
@@ -419,27 +435,7 @@ async fn container_remove(
     if removed.is_empty() {
         return Err(not_here(&ctx, &ask.name, vni).into());
     }
-    let me = ctx.cluster.me();
-    let names: HashMap<Vni, String> = ctx
-        .cluster
-        .networks()
-        .into_iter()
-        .map(|n| (n.vni, n.name))
-        .collect();
-    let list = removed.into_iter().map(|port| {
-        let network = names
-            .get(&port.endpoint.vni)
-            .cloned()
-            .unwrap_or_else(|| port.endpoint.vni.to_string());
-        info(
-            &port.endpoint,
-            &network,
-            me.id,
-            me.name.clone(),
-            Some(port.local),
-        )
-    });
-    Ok(Json(list.collect()))
+    Ok(Json(ctx.infos_of(removed)))
 }
 
 /// Says where a container is that is not on this host.

@@ -238,6 +238,7 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
                 aliases,
                 service,
                 resolv_conf,
+                attachment: None,
             };
             let added: ContainerInfo =
                 call(instance, Method::POST, "/v1/containers", Some(&request)).await?;

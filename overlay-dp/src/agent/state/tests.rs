@@ -17,6 +17,7 @@ fn port(number: u8, ifindex: u32) -> Port {
             port: interface(number),
             port_ifindex: ifindex,
             mtu: 1450,
+            attachment: None,
         },
         resolv_conf: None,
         intercept_dns: false,
