@@ -9,6 +9,7 @@ use overlay_core::model::check_name;
 #[derive(Clone, Debug)]
 pub struct Instance {
     name: String,
+    socket: Option<PathBuf>,
 }
 
 impl Instance {
@@ -18,7 +19,16 @@ impl Instance {
         check_name(name)?;
         Ok(Instance {
             name: name.to_owned(),
+            socket: None,
         })
+    }
+
+    /// The same, with its API on another socket: for those who only ask.
+    pub fn at(self, socket: PathBuf) -> Instance {
+        Instance {
+            socket: Some(socket),
+            ..self
+        }
     }
 
     /// The name.
@@ -38,7 +48,8 @@ impl Instance {
 
     /// The unix socket of the local API.
     pub fn socket(&self) -> PathBuf {
-        self.run_dir().join("api.sock")
+        let usual = || self.run_dir().join("api.sock");
+        self.socket.clone().unwrap_or_else(usual)
     }
 
     /// Held by the running agent.

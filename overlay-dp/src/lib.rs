@@ -10,3 +10,4 @@ pub mod api;
 pub mod bpf;
 pub mod cli;
 pub mod instance;
+pub mod plugins;

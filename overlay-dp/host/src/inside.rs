@@ -96,8 +96,11 @@ fn gateway(route: &RouteMessage, index: u32) -> Option<IpAddr> {
     if route.header.destination_prefix_length != 0 || !route.attributes.iter().any(through) {
         return None;
     }
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(address) => ip(address),
-        _ => None,
-    })
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => ip(address),
+            _ => None,
+        })
 }

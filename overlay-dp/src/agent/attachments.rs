@@ -58,7 +58,8 @@ impl Agent {
     /// The interface inside is up, and has the addresses and routes that it was given.
     async fn look_at_addresses(&self, port: &Port) -> Result<(), String> {
         let local = &port.local;
-        let inside = overlay_host::Netns::open(&netns_ref(&port.netns)).map_err(|e| e.to_string())?;
+        let inside =
+            overlay_host::Netns::open(&netns_ref(&port.netns)).map_err(|e| e.to_string())?;
         let found = self.host.container_addresses(&inside, &local.ifname).await;
         let found = found.map_err(|e| e.to_string())?;
         if !found.up {

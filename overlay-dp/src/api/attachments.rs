@@ -65,7 +65,10 @@ async fn remove(
     Ok(Json(ctx.infos_of(removed.await?)))
 }
 
-async fn check(State(ctx): State<Ctx>, Body(which): Body<AttachmentRef>) -> Answer<AttachmentCheck> {
+async fn check(
+    State(ctx): State<Ctx>,
+    Body(which): Body<AttachmentRef>,
+) -> Answer<AttachmentCheck> {
     let checked = ctx.ask(|reply| Request::AttachmentCheck(which, reply));
     let (ports, problems) = checked.await?;
     Ok(Json(AttachmentCheck {

@@ -33,7 +33,7 @@ use ipnetwork::IpNetwork;
 use overlay_core::model::{HostId, MacAddr, Subnet, Vni};
 use serde::{Deserialize, Serialize};
 
-pub use attachments::Attachment;
+pub use attachments::{Attachment, AttachmentRef};
 pub use vteps::{Checksums, DataPath, LatencyInfo, VtepInfo};
 
 use crate::bpf::Hook;
