@@ -1,6 +1,7 @@
 //! `cargo xtask`: builds the eBPF programs, runs the demo lab and the tests. No product logic.
 
 mod demo;
+mod dist;
 mod ebpf;
 mod packages;
 mod process;
@@ -20,6 +21,10 @@ enum Task {
     Demo(DemoArgs),
     /// All that a change must pass: format, lints, docs, tests; end-to-end tests when root
     Test(TestArgs),
+    /// Write the manual pages to target/man
+    Man,
+    /// Make a Debian package in target/debian
+    Deb(DebArgs),
     /// As `test`, with a failure when something would be skipped (as CI=true does)
     Ci,
 }
@@ -35,6 +40,13 @@ struct DemoArgs {
     /// Which hooks to use: auto, xdp or tcx
     #[arg(long)]
     datapath: Option<String>,
+}
+
+#[derive(Args)]
+struct DebArgs {
+    /// Of a build that is not optimized: for looking at the package
+    #[arg(long)]
+    debug: bool,
 }
 
 #[derive(Args)]
@@ -54,6 +66,8 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(args.datapath.as_deref(), args.keep),
         Task::Test(args) if args.quick => test::quick(),
         Task::Test(_) => test::all(std::env::var("CI").is_ok_and(|ci| ci == "true")),
+        Task::Man => dist::man().map(|()| ExitCode::SUCCESS),
+        Task::Deb(args) => dist::deb(args.debug).map(|_| ExitCode::SUCCESS),
         Task::Ci => test::all(true),
     };
     outcome.unwrap_or_else(|error| {

@@ -63,6 +63,20 @@ pub const LAB: [Package; 10] = [
     ),
 ];
 
+/// What makes a Debian package.
+pub const DEB: [Package; 2] = [
+    package(
+        "dpkg-dev",
+        "dpkg-shlibdeps",
+        "finds what the package depends on",
+    ),
+    package(
+        "binutils",
+        "strip",
+        "leaves debug information out of the package",
+    ),
+];
+
 impl Package {
     fn is_missing(&self) -> bool {
         if self.proof.starts_with('/') {

@@ -54,6 +54,8 @@ pub enum Command {
     /// Containers on networks
     #[command(subcommand)]
     Container(ContainerCommand),
+    /// Run a command in a network namespace of its own, attached to a network while it runs
+    Run(Box<super::run::RunArgs>),
     /// The forwarding table: which MAC is behind which VTEP or port
     #[command(subcommand)]
     Fdb(FdbCommand),
@@ -78,6 +80,11 @@ pub enum Command {
     },
     /// Hooks and why they are used, VTEPs, counters, drops
     Status,
+    /// Print a shell's completion script
+    Completion(super::docs::CompletionArgs),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(super::docs::ManArgs),
 }
 
 /// `attach`

@@ -2,7 +2,9 @@
 
 mod admin;
 pub mod args;
+mod docs;
 mod render;
+mod run;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -28,7 +30,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.json;
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if json => {
             eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") }));
             ExitCode::FAILURE
@@ -40,7 +42,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli) -> Result<ExitCode> {
     let instance = Instance::new(&cli.instance).context("--instance")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -48,9 +50,13 @@ fn run(cli: Cli) -> Result<()> {
         .build()?;
     runtime.block_on(async {
         match cli.command {
-            Command::Attach(args) => attach(instance, *args).await,
-            command => ask(&instance, cli.json, command).await,
+            Command::Run(args) => return run::run(&instance, *args).await,
+            Command::Attach(args) => attach(instance, *args).await?,
+            Command::Completion(args) => docs::completion(&args)?,
+            Command::Man(args) => docs::man(&args)?,
+            command => ask(&instance, cli.json, command).await?,
         }
+        Ok(ExitCode::SUCCESS)
     })
 }
 
@@ -106,7 +112,9 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
     let get = Method::GET;
     let none = None::<&()>;
     match command {
-        Command::Attach(_) => unreachable!("handled by the caller"),
+        Command::Attach(_) | Command::Run(_) | Command::Completion(_) | Command::Man(_) => {
+            unreachable!("handled by the caller")
+        }
         Command::Detach(args) => detach(instance, json, &args).await,
         Command::Status => {
             let status: Status = call(instance, get, "/v1/status", none).await?;

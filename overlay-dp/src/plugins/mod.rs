@@ -4,7 +4,7 @@
 mod alone;
 mod cni;
 mod netavark;
-mod network;
+pub(crate) mod network;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
