@@ -9,6 +9,7 @@ mod encap;
 mod log;
 mod maps;
 mod packet;
+mod service;
 
 use core::mem::MaybeUninit;
 
@@ -31,6 +32,7 @@ use crate::decap::{Decap, rewrite_ecn};
 use crate::encap::{Encap, EncapError, Headers};
 use crate::maps::{Maps, OVL_XSKS, count, count_drop};
 use crate::packet::{Buffer, Packet, Skb, Xdp};
+use crate::service::{Balanced, Rewrite, answer_as_vip, balance};
 
 /// XDP on a port: what a container sends.
 #[xdp(frags)]
@@ -97,17 +99,35 @@ enum Origin {
 type Slot = MaybeUninit<Verdict<'static>>;
 
 #[inline(always)]
-fn port<P: Encap + Decap>(packet: P) -> i32 {
+fn port<P: Encap + Decap + Rewrite>(mut packet: P) -> i32 {
     count(Stat::PortFrames);
     let mut slot = Slot::uninit();
-    let decided = decide_port(&packet, &mut slot);
+    let mut decided = decide_port(&packet, &mut slot);
+    // SAFETY: `decide_port` has written it when it returned Ok.
+    if decided.is_ok()
+        && let Verdict::Balance { vni } = *unsafe { slot.assume_init_ref() }
+    {
+        match balance(&mut packet, vni) {
+            Ok(Balanced::Sent) => {
+                count(Stat::Balanced);
+                decided = decide_port(&packet, &mut slot);
+            }
+            Ok(Balanced::Back) => {
+                count(Stat::Balanced);
+                let ifindex = packet.ifindex();
+                slot.write(Verdict::Switch { ifindex, answer: 0 });
+            }
+            Ok(Balanced::No) => {}
+            Err(reason) => decided = Err(reason),
+        }
+    }
     // SAFETY: `decide_port` has written it when it returned Ok.
     let verdict = decided.map(|()| unsafe { slot.assume_init_ref() });
     finish(packet, verdict, Origin::Port)
 }
 
 #[inline(always)]
-fn uplink<P: Encap + Decap>(packet: P) -> i32 {
+fn uplink<P: Encap + Decap + Rewrite>(packet: P) -> i32 {
     let mut slot = Slot::uninit();
     let decided = decide_uplink(&packet, &mut slot);
     // SAFETY: `decide_uplink` has written it when it returned Ok.
@@ -120,7 +140,7 @@ fn uplink<P: Encap + Decap>(packet: P) -> i32 {
 }
 
 #[inline(always)]
-fn agent<P: Encap + Decap>(packet: P) -> i32 {
+fn agent<P: Encap + Decap + Rewrite>(packet: P) -> i32 {
     let mut slot = Slot::uninit();
     let decided = decide_agent(&packet, &mut slot);
     // SAFETY: `decide_agent` has written it when it returned Ok.
@@ -154,7 +174,7 @@ fn decide_agent<P: Packet>(packet: &P, slot: &mut Slot) -> Result<(), DropReason
 
 /// Carries out what was decided; what fails is a drop with a reason.
 #[inline(always)]
-fn finish<P: Encap + Decap>(
+fn finish<P: Encap + Decap + Rewrite>(
     mut packet: P,
     verdict: Result<&Verdict<'static>, DropReason>,
     origin: Origin,
@@ -170,7 +190,7 @@ fn finish<P: Encap + Decap>(
 }
 
 #[inline(never)]
-fn carry_out<P: Encap + Decap>(
+fn carry_out<P: Encap + Decap + Rewrite>(
     packet: &mut P,
     verdict: &Verdict<'static>,
     origin: Origin,
@@ -196,7 +216,14 @@ fn carry_out<P: Encap + Decap>(
                 Err(EncapError::Failed(reason)) => Err(reason),
             }
         }
-        Verdict::Switch { ifindex } => done(packet.deliver(ifindex), Stat::Switched),
+        Verdict::Switch { ifindex, answer } => {
+            if answer != 0 {
+                answer_as_vip(packet, answer)?;
+            }
+            done(packet.deliver(ifindex), Stat::Switched)
+        }
+        // There was nobody to give it to.
+        Verdict::Balance { vni } => hand_over(packet, origin, Reason::NoBackend, vni),
         Verdict::ArpReply { mac } => {
             answer_arp(packet, &mac)?;
             reply(packet, origin, Stat::ArpReplies)
@@ -209,10 +236,14 @@ fn carry_out<P: Encap + Decap>(
             ifindex,
             family,
             ecn,
+            answer,
         } => {
             match family {
                 Family::V4 => decap(packet, Family::V4, ecn)?,
                 Family::V6 => decap_v6(packet, ecn)?,
+            }
+            if answer != 0 {
+                answer_as_vip(packet, answer)?;
             }
             match origin {
                 // What the agent sends has been on a veth of its own: the long way is right for

@@ -8,5 +8,6 @@ mod model;
 pub mod object;
 mod over_ipv6;
 mod port;
+mod service;
 mod uplink;
 pub mod world;

@@ -87,6 +87,8 @@ impl Run<'_> {
                 Stat::Encapsulated
             }
             Verdict::Switch { .. } => Stat::Switched,
+            // There are no services here.
+            Verdict::Balance { vni } => return self.punt(Reason::NoBackend, vni),
             Verdict::ArpReply { mac } => {
                 neighbour::arp_reply(bytes.first_chunk_mut().unwrap(), &mac);
                 Stat::ArpReplies

@@ -159,7 +159,11 @@ impl Object {
         Array::try_from(map).unwrap().set(0, config, 0).unwrap();
     }
 
-    fn insert<K: Pod, V: Pod>(&mut self, name: &str, entries: &std::collections::HashMap<K, V>) {
+    pub fn insert<K: Pod, V: Pod>(
+        &mut self,
+        name: &str,
+        entries: &std::collections::HashMap<K, V>,
+    ) {
         let mut map: HashMap<&mut MapData, K, V> =
             self.bpf.map_mut(name).unwrap().try_into().unwrap();
         for (key, value) in entries {

@@ -263,6 +263,13 @@ impl Agent {
                 (!is_kept).then_some(MapUpdate::DelNeighbour(*key))
             },
         );
+        compare(
+            report,
+            "service slot",
+            (&wanted.slots, &have.slots),
+            MapUpdate::SetSlot,
+            |key, _| Some(MapUpdate::DelSlot(*key)),
+        );
         // A next hop that is unknown now leaves the last one in the map.
         let resolved = |contents: &MapContents| -> HashMap<_, _> {
             let vteps = contents.vteps.iter();

@@ -15,13 +15,14 @@ use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
     names,
 };
+use overlay_common::service::{Peer, SlotKey};
 use overlay_common::wire::Ip16;
 use overlay_core::tables::{MapContents, MapUpdate, Tables};
 
 pub use hooks::{Hook, HookKind, Site, detach_filter_of};
 
 /// Pins of another layout are another directory: bump it with any change of `layout`.
-const LAYOUT_VERSION: &str = "v2";
+const LAYOUT_VERSION: &str = "v3";
 
 #[cfg(with_ebpf)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_EBPF_OBJECT"));
@@ -43,6 +44,7 @@ struct Maps {
     fdb: HashMap<MapData, FdbKey, FdbEntry>,
     neighbours: HashMap<MapData, NeighbourKey, NeighbourEntry>,
     vteps: HashMap<MapData, Ip16, VtepEntry>,
+    slots: HashMap<MapData, SlotKey, Peer>,
     drops: PerCpuArray<MapData, u64>,
     stats: PerCpuArray<MapData, u64>,
     xsks: XskMap<MapData>,
@@ -118,6 +120,8 @@ impl Bpf {
             },
             MapUpdate::SetVtep(key, value) => maps.vteps.insert(key, value, 0),
             MapUpdate::DelVtep(key) => absent_is_fine(maps.vteps.remove(&key)),
+            MapUpdate::SetSlot(key, value) => maps.slots.insert(key, value, 0),
+            MapUpdate::DelSlot(key) => absent_is_fine(maps.slots.remove(&key)),
         };
         done.with_context(|| format!("can't write a BPF map: {update:?}"))
     }
@@ -134,6 +138,7 @@ impl Bpf {
             fdb: maps.fdb.iter().collect::<Result<_, _>>()?,
             neighbours: maps.neighbours.iter().collect::<Result<_, _>>()?,
             vteps: maps.vteps.iter().collect::<Result<_, _>>()?,
+            slots: maps.slots.iter().collect::<Result<_, _>>()?,
         })
     }
 
@@ -159,6 +164,9 @@ impl Bpf {
         sweep_map(&mut maps.neighbours, &mut swept, |key, entry| {
             let is_wanted = wanted.neighbour_entry(key.vni(), key.ip()).is_some();
             Stale::new(is_wanted, || kept_macs.contains(&(key.vni(), entry.mac)))
+        })?;
+        sweep_map(&mut maps.slots, &mut swept, |key, _| {
+            Stale::new(wanted.slot_entry(key).is_some(), || false)
         })?;
         sweep_map(&mut maps.vteps, &mut swept, |ip, _| {
             Stale::new(wanted.vtep_entry(ip).is_some(), || keep(ip))
@@ -241,6 +249,7 @@ impl Maps {
             fdb: map(names::FDB)?.try_into()?,
             neighbours: map(names::NEIGHBOURS)?.try_into()?,
             vteps: map(names::VTEPS)?.try_into()?,
+            slots: map(names::SLOTS)?.try_into()?,
             drops: map(names::DROPS)?.try_into()?,
             stats: map(names::STATS)?.try_into()?,
             xsks: map(names::XSKS)?.try_into()?,

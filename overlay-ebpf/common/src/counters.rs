@@ -110,6 +110,8 @@ counters! {
         AgentToVtep => "agent-to-vtep",
         /// Echo requests of other VTEPs answered by the fast path.
         EchoReplies => "echo-replies",
+        /// Frames for a service's own address that were given to one of its backends.
+        Balanced => "balanced",
     }
 }
 

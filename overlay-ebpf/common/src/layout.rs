@@ -14,6 +14,7 @@ macro_rules! pod {
         unsafe impl aya::Pod for $type {}
     };
 }
+pub(crate) use pod;
 
 /// The names of maps and programs: what the agent asks the BPF object for.
 pub mod names {
@@ -35,6 +36,8 @@ pub mod names {
     pub const STATS: &str = "OVL_STATS";
     /// `XskMap` with the agent's AF_XDP socket at 0.
     pub const XSKS: &str = "OVL_XSKS";
+    /// `HashMap<SlotKey, Peer>`: see [`crate::service`].
+    pub const SLOTS: &str = "OVL_SLOTS";
 
     /// XDP on ports.
     pub const PORT_XDP: &str = "ovl_port_xdp";
@@ -69,6 +72,8 @@ pod!(Config, 24);
 pub const PORT_ROUTER: u32 = 1;
 /// A port's flag: whatever it asks of UDP port 53 behind the gateway's MAC, the agent answers.
 pub const PORT_INTERCEPT_DNS: u32 = 2;
+/// A port's flag: its endpoint belongs to a service; see [`FDB_BACKEND`].
+pub const PORT_BACKEND: u32 = 4;
 
 /// A port: the host end of a container's veth.
 #[repr(C)]
@@ -86,7 +91,7 @@ pub struct PortEntry {
     pub ip4: [u8; 4],
     /// The IPv6 source addresses it may use; [`UNSPECIFIED`] where there are fewer.
     pub ip6: [Ip16; 2],
-    /// [`PORT_ROUTER`], [`PORT_INTERCEPT_DNS`].
+    /// [`PORT_ROUTER`], [`PORT_INTERCEPT_DNS`], [`PORT_BACKEND`].
     pub flags: u32,
 }
 pod!(PortEntry, 56);

@@ -15,5 +15,6 @@ pub mod echo;
 pub mod layout;
 pub mod outer;
 pub mod punt;
+pub mod service;
 pub mod verdict;
 pub mod wire;

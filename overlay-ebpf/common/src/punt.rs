@@ -48,6 +48,9 @@ pub enum Reason {
     TooBig = 6,
     /// The hook can't encapsulate this frame: it is not IP, or a tunnel inside already.
     CantEncap = 7,
+    /// For a service's own address, and no backend can have it: there is none, or it is of no
+    /// connection.
+    NoBackend = 8,
 }
 
 impl Reason {
@@ -60,6 +63,7 @@ impl Reason {
         Reason::Unresolved,
         Reason::TooBig,
         Reason::CantEncap,
+        Reason::NoBackend,
     ];
 
     /// A name for logs.
@@ -72,6 +76,7 @@ impl Reason {
             Reason::Unresolved => "unresolved-next-hop",
             Reason::TooBig => "too-big",
             Reason::CantEncap => "cant-encap",
+            Reason::NoBackend => "no-backend",
         }
     }
 }
@@ -137,6 +142,7 @@ pub const fn decode(eth: &[u8; ETH_LEN]) -> Option<Marker> {
         5 => Some(Reason::Unresolved),
         6 => Some(Reason::TooBig),
         7 => Some(Reason::CantEncap),
+        8 => Some(Reason::NoBackend),
         _ => return None,
     };
     let ifindex = u32::from_be_bytes([eth[8], eth[9], eth[10], eth[11]]);

@@ -8,7 +8,8 @@ use overlay_common::checksum::fold;
 use overlay_common::counters::DropReason;
 use overlay_common::layout::PORT_INTERCEPT_DNS;
 use overlay_common::wire::{
-    ETH_LEN, ETH_P_IP, ETH_P_IPV6, IPV4_LEN, IPV6_LEN, Ip16, PROTO_ICMPV6, PROTO_UDP, be16,
+    ETH_LEN, ETH_P_IP, ETH_P_IPV6, IPV4_LEN, IPV6_LEN, Ip16, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
+    be16, map_v4,
 };
 
 use super::Output;
@@ -17,6 +18,7 @@ use super::limit::Limiter;
 use super::message::{Ends, HEAD_LEN, PROTO_ICMP};
 use super::port::FromPort;
 use super::{icmp, query};
+use crate::model::MacAddr;
 
 /// A packet to the gateway's MAC: its ends turned round, and what the IP header tells.
 struct ToGateway<'a> {
@@ -58,28 +60,79 @@ pub(super) fn answer(
         return Err(not_ours);
     }
     match (to.protocol, to.ends) {
-        (PROTO_ICMP, Ends::V4(..)) => echo(from, &to, 8, 0, sink),
-        (PROTO_ICMPV6, Ends::V6(..)) => echo(from, &to, 128, 129, sink),
-        (PROTO_UDP, ends) => {
-            let (may_be_told, head) = match ends {
-                Ends::V4(..) => (icmp::v4_error_to(packet).is_some(), [3, 3]),
-                Ends::V6(..) => (icmp::v6_error_to(packet).is_some(), [1, 4]),
-            };
-            // To nobody no answer goes, either.
-            if !may_be_told {
-                return Err(not_ours);
-            }
-            if asks {
-                return query::ask(from, ends, to.message, limiter, now, sink);
-            }
-            if !limiter.error(from.ifindex, now) {
-                return Err(not_ours);
-            }
-            let head = [head[0], head[1], 0, 0, 0, 0, 0, 0];
-            icmp::send_error(from, ends, head, sink);
-            Ok(())
+        (PROTO_ICMP | PROTO_ICMPV6, _) => ping(from, &to, sink),
+        (PROTO_UDP, ends) if asks => {
+            // To nobody no answer goes.
+            may_be_told(ends, packet).ok_or(not_ours)?;
+            query::ask(from, ends, to.message, limiter, now, sink)
         }
+        (PROTO_UDP, _) => port_unreachable(from, &to, packet, limiter, now, sink),
         _ => Err(not_ours),
+    }
+}
+
+/// Answers a frame to a service's own MAC that no backend can have: the service is there, for who
+/// pings it, but nobody behind it, for who wants to connect.
+pub(super) fn answer_for_service(
+    from: &FromPort<'_>,
+    limiter: &mut Limiter,
+    now: Duration,
+    sink: &mut Sink<'_, impl Output>,
+) -> Result<(), DropReason> {
+    let packet = from.inner.get(ETH_LEN..).unwrap_or_default();
+    let to = match from.ethertype {
+        ETH_P_IP => v4(packet)?,
+        ETH_P_IPV6 => v6(packet)?,
+        _ => return Err(DropReason::UnknownDestination),
+    };
+    let asked = match to.ends {
+        Ends::V4(ip, _) => map_v4(ip),
+        Ends::V6(ip, _) => ip,
+    };
+    let mut vips = from.tables.vips(from.port.vni, MacAddr(from.dst));
+    if !vips.any(|vip| *vip == asked) {
+        return Err(DropReason::UnknownDestination);
+    }
+    match to.protocol {
+        PROTO_ICMP | PROTO_ICMPV6 => ping(from, &to, sink),
+        PROTO_TCP | PROTO_UDP => port_unreachable(from, &to, packet, limiter, now, sink),
+        _ => Err(DropReason::UnknownDestination),
+    }
+}
+
+fn ping(
+    from: &FromPort<'_>,
+    to: &ToGateway<'_>,
+    sink: &mut Sink<'_, impl Output>,
+) -> Result<(), DropReason> {
+    match (to.protocol, to.ends) {
+        (PROTO_ICMP, Ends::V4(..)) => echo(from, to, 8, 0, sink),
+        (PROTO_ICMPV6, Ends::V6(..)) => echo(from, to, 128, 129, sink),
+        _ => Err(DropReason::UnknownDestination),
+    }
+}
+
+fn port_unreachable(
+    from: &FromPort<'_>,
+    to: &ToGateway<'_>,
+    packet: &[u8],
+    limiter: &mut Limiter,
+    now: Duration,
+    sink: &mut Sink<'_, impl Output>,
+) -> Result<(), DropReason> {
+    let [kind, code] = may_be_told(to.ends, packet).ok_or(DropReason::UnknownDestination)?;
+    if !limiter.error(from.ifindex, now) {
+        return Err(DropReason::UnknownDestination);
+    }
+    icmp::send_error(from, to.ends, [kind, code, 0, 0, 0, 0, 0, 0], sink);
+    Ok(())
+}
+
+/// Type and code of "port unreachable", if the packet's sender may get an error.
+fn may_be_told(ends: Ends, packet: &[u8]) -> Option<[u8; 2]> {
+    match ends {
+        Ends::V4(..) => icmp::v4_error_to(packet).map(|_| [3, 3]),
+        Ends::V6(..) => icmp::v6_error_to(packet).map(|_| [1, 4]),
     }
 }
 

@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use overlay_common::counters::DropReason;
-use overlay_common::layout::{FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, PortEntry};
+use overlay_common::layout::{FdbKey, NeighbourEntry, NeighbourKey, PortEntry};
 use overlay_common::punt::Reason;
 use overlay_common::verdict::{self, Verdict};
 use overlay_common::wire::{ETH_LEN, Mac, OUTER_V4_LEN, be16};
@@ -81,12 +81,13 @@ impl<'a> FromPort<'a> {
                 if self.reason == Reason::Unresolved {
                     sink.out.update(MapUpdate::SetVtep(*dst, *vtep));
                 }
-                self.fill_fdb(FdbEntry::remote(*dst), sink);
+                self.fill_fdb(sink);
                 sink.send_to_vtep(vtep, dst, meta, vni, self.inner);
                 Ok(())
             }
-            Verdict::Switch { ifindex } => {
-                self.fill_fdb(FdbEntry::local(ifindex), sink);
+            Verdict::Balance { .. } => gateway::answer_for_service(self, limiter, now, sink),
+            Verdict::Switch { ifindex, .. } => {
+                self.fill_fdb(sink);
                 sink.send_to_port(ifindex, vni, self.inner, None);
                 Ok(())
             }
@@ -118,7 +119,9 @@ impl<'a> FromPort<'a> {
                 Reason::UnknownDestination => gateway::answer(self, limiter, now, sink),
                 Reason::TooBig => too_big::answer(self, limiter, now, sink),
                 Reason::Unresolved => Err(DropReason::Unresolved),
-                Reason::UnknownSource | Reason::CantEncap => Err(DropReason::NotPunted),
+                Reason::UnknownSource | Reason::CantEncap | Reason::NoBackend => {
+                    Err(DropReason::NotPunted)
+                }
             },
             Verdict::Pass
             | Verdict::Drop(_)
@@ -159,10 +162,12 @@ impl<'a> FromPort<'a> {
         })
     }
 
-    fn fill_fdb(&self, entry: FdbEntry, sink: &mut Sink<'_, impl Output>) {
-        if self.reason == Reason::UnknownDestination {
-            let key = FdbKey::new(self.port.vni, self.dst);
-            sink.out.update(MapUpdate::SetFdb(key, entry));
+    fn fill_fdb(&self, sink: &mut Sink<'_, impl Output>) {
+        let key = FdbKey::new(self.port.vni, self.dst);
+        if self.reason == Reason::UnknownDestination
+            && let Some(entry) = self.tables.fdb_entry(&key)
+        {
+            sink.out.update(MapUpdate::SetFdb(key, *entry));
         }
     }
 

@@ -11,6 +11,8 @@ use overlay_common::wire::Ip16;
 pub(super) enum Owner {
     /// The network itself: its gateway is wherever it is asked for.
     Gateway,
+    /// A service of the network: so are its own addresses.
+    Service,
     /// A port of this host.
     Port(u32),
     /// Somebody who typed `fdb add`.
@@ -24,6 +26,7 @@ impl Owner {
     pub fn fdb_entry(self) -> Option<FdbEntry> {
         match self {
             Owner::Gateway => None,
+            Owner::Service => Some(FdbEntry::service()),
             Owner::Port(ifindex) => Some(FdbEntry::local(ifindex)),
             Owner::Static(vtep) | Owner::Host(vtep) => Some(FdbEntry::remote(vtep)),
         }
@@ -33,13 +36,14 @@ impl Owner {
     pub fn vtep(self) -> Option<Ip16> {
         match self {
             Owner::Static(vtep) | Owner::Host(vtep) => Some(vtep),
-            Owner::Gateway | Owner::Port(_) => None,
+            Owner::Gateway | Owner::Service | Owner::Port(_) => None,
         }
     }
 
     pub fn rank(self, seq: u64) -> Rank {
         let class = match self {
             Owner::Gateway => Class::Gateway,
+            Owner::Service => Class::Service,
             Owner::Port(_) => Class::Port,
             Owner::Static(_) => Class::Static,
             Owner::Host(_) => Class::Host,
@@ -52,6 +56,7 @@ impl Owner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
     Gateway,
+    Service,
     Port,
     Static,
     Host,

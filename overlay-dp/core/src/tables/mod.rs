@@ -21,6 +21,7 @@ mod net;
 mod port;
 mod read;
 mod record;
+mod services;
 mod updates;
 mod vtep;
 
@@ -218,10 +219,10 @@ impl Tables {
         let vtep = vtep_or_new(&mut self.vteps, key, self.config.vtep);
         let name = (endpoint.vni, endpoint.name.as_str().into());
         let old = vtep.endpoints.get(&name);
-        if old.is_some_and(|old| old.is(endpoint.mac, &endpoint.ips)) {
+        if old.is_some_and(|old| old.is_of(endpoint)) {
             return Ok(());
         }
-        let new = Record::new(endpoint.mac, &endpoint.ips, old, &mut self.seq);
+        let new = Record::of_endpoint(endpoint, old, &mut self.seq);
         if vtep.host {
             let net = net_or_new(&mut self.nets, endpoint.vni, self.local.mtu);
             net.replace(Owner::Host(key), old, Some(&new), &mut self.updates);
@@ -285,6 +286,25 @@ impl Tables {
         Ok(())
     }
 
+    /// A service of the network has these addresses of its own, and this MAC; without addresses it
+    /// is gone. Its backends are the endpoints that name it.
+    ///
+    /// # Errors
+    /// When they can't be an endpoint's.
+    pub fn service_set(
+        &mut self,
+        vni: Vni,
+        name: &str,
+        mac: MacAddr,
+        ips: &[IpAddr],
+    ) -> Result<(), Error> {
+        check(mac, ips)?;
+        let net = net_or_new(&mut self.nets, vni, self.local.mtu);
+        net.set_vips(name, (mac, ips), &mut self.seq, &mut self.updates);
+        self.forget_net_if_empty(vni);
+        Ok(())
+    }
+
     /// The user says so no more. False when there was no such entry.
     pub fn static_remove(&mut self, vni: Vni, mac: MacAddr) -> bool {
         let Some((key, record)) = self.statics.remove(&(vni, mac)) else {
@@ -321,11 +341,9 @@ impl Tables {
         }
         check(endpoint.mac, &endpoint.ips)?;
         let old = self.ports.get(&ifindex);
-        let record = Record::new(endpoint.mac, &endpoint.ips, None, &mut self.seq);
+        let record = Record::of_endpoint(endpoint, None, &mut self.seq);
         let port = Port::new(endpoint.vni, record, self.local.mtu, flags);
-        if old.is_some_and(|old| {
-            old.entry == port.entry && old.record.is(endpoint.mac, &endpoint.ips)
-        }) {
+        if old.is_some_and(|old| old.entry == port.entry && old.record.is_of(endpoint)) {
             return Ok(());
         }
         self.port_down(ifindex);

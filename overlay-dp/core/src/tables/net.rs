@@ -1,15 +1,17 @@
 //! One network: the claims made in it, and the updates that follow when they change.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use overlay_common::layout::{
-    FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry,
+    FDB_BACKEND, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry,
 };
 use overlay_common::wire::Ip16;
 
 use super::claims::{Claims, Class, Owner};
 use super::port::Ports;
 use super::record::Record;
+use super::services::Services;
 use super::updates::{MapUpdate, Updates};
 use crate::model::{MacAddr, Network, Vni};
 
@@ -27,6 +29,7 @@ pub(super) struct Net {
     /// How many endpoints are behind each VTEP; none of them zero.
     pub vteps: BTreeMap<Ip16, usize>,
     pub ports: BTreeSet<u32>,
+    pub services: Services,
     /// Whether it is in the maps.
     pub active: bool,
 }
@@ -42,6 +45,7 @@ impl Net {
             ips: Claims::default(),
             vteps: BTreeMap::new(),
             ports: BTreeSet::new(),
+            services: Services::new(vni),
             active: false,
         }
     }
@@ -52,6 +56,7 @@ impl Net {
             && self.ports.is_empty()
             && self.macs.is_empty()
             && self.ips.is_empty()
+            && self.services.is_empty()
     }
 
     pub fn fdb_key(&self, mac: MacAddr) -> FdbKey {
@@ -74,7 +79,9 @@ impl Net {
         if let Some(new) = new {
             let before = self.fdb(new.mac).copied();
             let rank = owner.rank(new.mac_seq);
-            self.macs.set(new.mac, rank, owner.fdb_entry());
+            let flags = new.service.as_ref().map_or(0, |_| FDB_BACKEND);
+            let entry = owner.fdb_entry().map(|entry| entry.with(flags));
+            self.macs.set(new.mac, rank, entry);
             self.tell_mac(new.mac, before, updates);
             let entry = NeighbourEntry {
                 mac: new.mac.0,
@@ -86,6 +93,9 @@ impl Net {
                 self.tell_ip(*ip, before, updates);
             }
         }
+        let active = self.active;
+        let backends = self.services.replace(owner, old, new);
+        updates.extend(backends.into_iter().filter(|_| active));
         if let Some(old) = old {
             let kept = |ip: Ip16| new.is_some_and(|new| new.seq_of(ip).is_some());
             for (ip, seq) in old.ips.iter().filter(|(ip, _)| !kept(*ip)) {
@@ -102,6 +112,30 @@ impl Net {
         if let Some(vtep) = owner.vtep() {
             self.count(vtep, old.is_some(), new.is_some());
         }
+    }
+
+    /// A service has these addresses of its own; none when it is gone.
+    pub fn set_vips(
+        &mut self,
+        name: &str,
+        (mac, ips): (MacAddr, &[IpAddr]),
+        seq: &mut u64,
+        updates: &mut Updates,
+    ) {
+        let old = self.services.vips_of(name);
+        if old.map_or(ips.is_empty(), |old| old.is(mac, ips)) {
+            return;
+        }
+        let new = (!ips.is_empty()).then(|| Record::new(mac, ips, old, seq));
+        let (old, slots) = self.services.set_vips(name, new.clone());
+        // A MAC is a service's only while its table is there.
+        let (set, deleted): (Vec<_>, Vec<_>) = slots
+            .into_iter()
+            .filter(|_| self.active)
+            .partition(|slot| matches!(slot, MapUpdate::SetSlot(..)));
+        updates.extend(set.into_iter());
+        self.replace(Owner::Service, old.as_ref(), new.as_ref(), updates);
+        updates.extend(deleted.into_iter());
     }
 
     fn count(&mut self, vtep: Ip16, before: bool, after: bool) {
@@ -154,6 +188,8 @@ impl Net {
             return;
         }
         self.active = true;
+        let set = |(key, peer)| MapUpdate::SetSlot(key, peer);
+        updates.extend(self.services.slots().map(set));
         let vni = self.vni.get();
         for local in [false, true] {
             if local {
@@ -183,6 +219,8 @@ impl Net {
                 updates.push(MapUpdate::DelNetwork(self.vni.get()));
             }
         }
+        let delete = |(key, _)| MapUpdate::DelSlot(key);
+        updates.extend(self.services.slots().map(delete));
         self.active = false;
     }
 

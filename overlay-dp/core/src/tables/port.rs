@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use overlay_common::layout::PortEntry;
+use overlay_common::layout::{PORT_BACKEND, PortEntry};
 use overlay_common::wire::{UNSPECIFIED, map_v4, unmap_v4};
 
 use super::record::Record;
@@ -27,7 +27,7 @@ impl Port {
             _zero: [0; 2],
             ip4: ips().find(is_v4).map_or([0; 4], |ip| unmap_v4(&ip)),
             ip6: [(); 2].map(|()| v6.next().unwrap_or(UNSPECIFIED)),
-            flags,
+            flags: flags | record.service.as_ref().map_or(0, |_| PORT_BACKEND),
         };
         Port { vni, record, entry }
     }

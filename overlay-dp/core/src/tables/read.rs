@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NetworkEntry, PortEntry, VtepEntry,
 };
+use overlay_common::service::{Peer, SlotKey};
 use overlay_common::wire::Ip16;
 
 use super::claims::Owner;
@@ -72,6 +73,7 @@ impl Tables {
             fdb: fdb.collect(),
             neighbours: neighbours.collect(),
             vteps: vteps.map(|(ip, vtep)| (*ip, vtep.entry)).collect(),
+            slots: active().flat_map(|net| net.services.slots()).collect(),
         }
     }
 
@@ -130,6 +132,17 @@ impl Tables {
         self.active(vni)?.neighbour(ip)
     }
 
+    /// The map's entry for a slot of a service's table.
+    pub fn slot_entry(&self, key: &SlotKey) -> Option<&Peer> {
+        self.active(key.vni())?.services.slot(key)
+    }
+
+    /// The addresses of the service with this MAC, if its network is in the maps.
+    pub(crate) fn vips(&self, vni: u32, mac: MacAddr) -> impl Iterator<Item = &Ip16> {
+        let nets = self.active(vni).into_iter();
+        nets.flat_map(move |net| net.services.vips(mac))
+    }
+
     /// The map's entry for a VTEP.
     pub fn vtep_entry(&self, ip: &Ip16) -> Option<&VtepEntry> {
         let vtep = self.vteps.get(ip).filter(|vtep| vtep.is_known())?;
@@ -172,7 +185,7 @@ impl Tables {
             mac: record.mac,
             ips: record.ips.iter().map(|(ip, _)| ip_addr(ip)).collect(),
             origin: match owner {
-                Owner::Gateway => return None,
+                Owner::Gateway | Owner::Service => return None,
                 Owner::Port(ifindex) => Origin::Port(ifindex),
                 Owner::Static(vtep) => Origin::Static(ip_addr(&vtep)),
                 Owner::Host(vtep) => Origin::Host(ip_addr(&vtep)),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use overlay_common::wire::{Ip16, ip16};
 
 use super::Error;
-use crate::model::MacAddr;
+use crate::model::{Endpoint, MacAddr};
 
 /// More addresses than this for one endpoint are refused.
 pub const MAX_IPS: usize = 16;
@@ -16,6 +16,8 @@ pub(super) struct Record {
     pub mac_seq: u64,
     /// In the order given, each once.
     pub ips: Box<[(Ip16, u64)]>,
+    /// The service that it is a backend of.
+    pub service: Option<Box<str>>,
 }
 
 impl Record {
@@ -42,7 +44,22 @@ impl Record {
             mac,
             mac_seq,
             ips: claims.into(),
+            service: None,
         }
+    }
+
+    /// The record of an endpoint; see [`Record::new`].
+    pub fn of_endpoint(endpoint: &Endpoint, old: Option<&Record>, seq: &mut u64) -> Record {
+        Record {
+            service: endpoint.service.as_deref().map(Into::into),
+            ..Record::new(endpoint.mac, &endpoint.ips, old, seq)
+        }
+    }
+
+    /// True when that is what the endpoint claims.
+    pub fn is_of(&self, endpoint: &Endpoint) -> bool {
+        self.is(endpoint.mac, &endpoint.ips)
+            && self.service.as_deref() == endpoint.service.as_deref()
     }
 
     /// The same claims at the end of the order.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use overlay_common::layout::{
     FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
 };
+use overlay_common::service::{Peer, SlotKey};
 use overlay_common::wire::Ip16;
 
 /// One change of one BPF map. To delete what is not there is no error.
@@ -21,6 +22,8 @@ pub enum MapUpdate {
     DelNeighbour(NeighbourKey),
     SetVtep(Ip16, VtepEntry),
     DelVtep(Ip16),
+    SetSlot(SlotKey, Peer),
+    DelSlot(SlotKey),
 }
 
 /// The whole content of each BPF map.
@@ -36,6 +39,8 @@ pub struct MapContents {
     pub neighbours: HashMap<NeighbourKey, NeighbourEntry>,
     /// How to reach VTEPs.
     pub vteps: HashMap<Ip16, VtepEntry>,
+    /// Which backend has which slot of a service's table.
+    pub slots: HashMap<SlotKey, Peer>,
 }
 
 /// Room for so many updates is kept.

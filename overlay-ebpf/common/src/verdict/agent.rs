@@ -31,7 +31,7 @@ where
         // The punt link's own headers are IPv4, whatever the underlay is.
         Kind::ToPort if ethertype == ETH_P_IP => {
             let ifindex = marker.ifindex;
-            tables.port(ifindex).ok_or(DropReason::UnknownPort)?;
+            let port = tables.port(ifindex).ok_or(DropReason::UnknownPort)?;
             frame
                 .load::<ETH_LEN>(OUTER_V4_LEN)
                 .ok_or(DropReason::Truncated)?;
@@ -39,6 +39,7 @@ where
                 ifindex,
                 family: Family::V4,
                 ecn: None,
+                answer: port.vni,
             }))
         }
         Kind::ToVtep if ethertype == ETH_P_IP => {

@@ -106,6 +106,13 @@ pub enum Verdict<'t> {
     Switch {
         /// The port.
         ifindex: u32,
+        /// The network, if it may answer what was for a service's own address; else 0.
+        answer: u32,
+    },
+    /// It is for a service's own address: give it a backend's, and decide again.
+    Balance {
+        /// The network it is on.
+        vni: u32,
     },
     /// Turn the ARP request into its reply ([`neighbour::arp_reply`]) and send it back.
     ArpReply {
@@ -126,6 +133,8 @@ pub enum Verdict<'t> {
         family: Family,
         /// What ECN makes of the inner header.
         ecn: Option<EcnRewrite>,
+        /// The network, if it may answer what was for a service's own address; else 0.
+        answer: u32,
     },
     /// Turn the echo request into its answer ([`echo`](crate::echo)) and send it back.
     EchoReply {

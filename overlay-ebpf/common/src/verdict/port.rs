@@ -3,7 +3,7 @@
 use super::neighbour::{self, Arp};
 use super::{Eth, Frame, Tables, Verdict, flow_hash, wire_len};
 use crate::counters::DropReason;
-use crate::layout::{FdbKey, NeighbourKey, PORT_ROUTER, PortEntry};
+use crate::layout::{FdbKey, NeighbourKey, PORT_BACKEND, PORT_ROUTER, PortEntry};
 use crate::outer::{Meta, mix};
 use crate::punt::Reason;
 use crate::wire::{
@@ -187,7 +187,15 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
             if ifindex == self.ifindex {
                 return Err(DropReason::Hairpin);
             }
-            return Ok(act(Verdict::Switch { ifindex }));
+            let answer = if self.entry.flags & PORT_BACKEND != 0 {
+                vni
+            } else {
+                0
+            };
+            return Ok(act(Verdict::Switch { ifindex, answer }));
+        }
+        if entry.is_service() {
+            return Ok(act(Verdict::Balance { vni }));
         }
         let dst = entry.vtep();
         let Some(vtep) = self.tables.vtep(dst) else {

@@ -157,7 +157,8 @@ fn local_ports_are_switched_but_not_to_themselves() {
     assert!(matches!(
         verdict,
         Verdict::Switch {
-            ifindex: OTHER_PORT
+            ifindex: OTHER_PORT,
+            answer: 0
         }
     ));
     let to_self = eth(mac(A), mac(A), 0x88b5, &[0; 50]);
@@ -235,7 +236,8 @@ fn tags_are_refused_wherever_the_kernel_keeps_them() {
         Verdict::Decap {
             ifindex: PORT,
             family: Family::V4,
-            ecn: None
+            ecn: None,
+            answer: 0
         }
     ));
     let verdict = from_uplink(&aside(&outer), &tables);
@@ -393,7 +395,8 @@ fn the_agent_sends_only_what_is_marked_so() {
         Verdict::Decap {
             ifindex: PORT,
             family: Family::V4,
-            ecn: None
+            ecn: None,
+            answer: VNI
         }
     ));
     let to_vtep = sent(Kind::ToVtep, 0, ETH_P_IP);

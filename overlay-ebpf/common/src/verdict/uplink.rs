@@ -235,6 +235,10 @@ fn inner<'t, F: Frame, T: Tables, R>(
     // An entry is there only while its VTEP and its network are known, and only for one address:
     // whoever is found behind the sender needs no other check.
     let source = tables.fdb(&FdbKey::new(vni, eth.src));
+    let answer = match source {
+        Some(source) if source.is_backend() => vni,
+        _ => 0,
+    };
     if !source.is_some_and(|source| source.is_behind(&outer.src)) {
         let found = source.is_some();
         refuse_sender(tables, outer, &eth, found)?;
@@ -259,6 +263,7 @@ fn inner<'t, F: Frame, T: Tables, R>(
             ifindex,
             family,
             ecn,
+            answer,
         })
     })
 }
