@@ -36,6 +36,11 @@ impl Instance {
         &self.name
     }
 
+    /// Whether it is a host's only one, and not one of several that a machine plays.
+    pub fn is_default(&self) -> bool {
+        self.name == "default"
+    }
+
     /// The alias of the interfaces that are this agent's.
     pub fn owner(&self) -> String {
         format!("overlay-dp:{}", self.name)

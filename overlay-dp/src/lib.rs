@@ -9,5 +9,6 @@ pub mod agent;
 pub mod api;
 pub mod bpf;
 pub mod cli;
+pub mod docker;
 pub mod instance;
 pub mod plugins;

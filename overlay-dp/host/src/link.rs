@@ -315,6 +315,18 @@ impl Host {
         drive(connection, inside.link(ifname)).await
     }
 
+    /// The interface inside a container whose other end the host has, as interface `index`.
+    ///
+    /// # Errors
+    /// When the container is gone; a missing interface is `None`.
+    pub async fn container_peer(&self, netns: &Netns, index: u32) -> Result<Option<LinkInfo>> {
+        let (inside, connection) = Host::inside(netns)?;
+        let links = drive(connection, inside.links()).await?;
+        // The index of a peer in the same namespace would be one of that namespace's.
+        let is_it = |link: &LinkInfo| link.link_netnsid.is_some() && link.peer_index == Some(index);
+        Ok(links.into_iter().find(is_it))
+    }
+
     /// Sets the MTU, in bytes, of an interface inside a container.
     ///
     /// # Errors

@@ -131,6 +131,47 @@ impl Addresses {
         state.names.insert((vni, endpoint.name.clone()), held);
     }
 
+    /// Notes that `name` has had an offset of a network since before the start.
+    pub fn keep_offset(&self, vni: Vni, name: &str, offset: u32, mac: Option<MacAddr>) {
+        let mut state = self.state.lock();
+        state.holdings.keep(vni, offset);
+        if let Some(mac) = mac {
+            state.holdings.keep_mac(vni, mac);
+        }
+        let held = Some(Held { offset, mac });
+        state.names.insert((vni, name.to_owned()), held);
+    }
+
+    /// Finds a MAC for what has its address already.
+    ///
+    /// # Errors
+    /// When somebody has it, and when no manager can be asked for it.
+    pub async fn take_mac(&self, network: &Network, name: &str, mac: MacAddr) -> Result<()> {
+        let (vni, key) = (network.vni, (network.vni, name.to_owned()));
+        let held = self.state.lock().names.get(&key).copied().flatten();
+        let Some(held) = held else {
+            bail!("'{name}' has no address");
+        };
+        if held.mac == Some(mac) || network.mac_at(held.offset) == mac {
+            return Ok(());
+        }
+        let take =
+            |holdings: &mut Holdings, facts: &Facts, me| holdings.take_mac(facts, me, vni, mac);
+        self.ask(vni, take, |_, _, _| None).await.inspect_err(|_| {
+            self.state.lock().holdings.gave_up_mac(vni, mac);
+        })?;
+        let held = Some(Held {
+            mac: Some(mac),
+            ..held
+        });
+        let before = self.state.lock().names.insert(key, held);
+        if let Some(before) = before.flatten().and_then(|before| before.mac) {
+            self.state.lock().holdings.free_mac(vni, before);
+        }
+        self.tidy();
+        Ok(self.cluster.keep_facts().await?)
+    }
+
     /// Finds an address for an endpoint.
     ///
     /// # Errors

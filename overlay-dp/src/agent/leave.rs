@@ -18,6 +18,7 @@ use super::state::Known;
 use super::{Agent, OnExit, resolv_conf};
 use crate::api::Detached;
 use crate::bpf::{self, Bpf, Site};
+use crate::docker;
 use crate::instance::Instance;
 
 /// How long an exit waits for the manager to take an address back.
@@ -143,6 +144,7 @@ pub async fn remove(host: &Host, leftovers: &Leftovers<'_>) -> Vec<String> {
         Err(error) => tracing::error!(%error, "can't list our interfaces"),
     }
     detach_filters(instance);
+    docker::clean_up(&instance.state_dir());
     if instance.pin_dir().exists() {
         match Bpf::unpin_all(&instance.pin_dir()) {
             Ok(()) => {

@@ -10,6 +10,7 @@ mod checksums;
 mod data_port;
 mod datapath;
 mod desk;
+mod docker;
 mod events;
 mod leave;
 mod names;
@@ -44,11 +45,13 @@ use tokio::sync::{mpsc, oneshot};
 use crate::api::attachments::AttachmentRef;
 use crate::api::{Attachment, Detached, FdbRow, Netns, Status, VtepInfo};
 use crate::bpf::{Bpf, Hook};
+use crate::docker::Docker;
 
+pub use docker::{DockerJoin, DockerName, DockerPlug};
 pub use leave::clean_up_after_dead_agent;
 pub use options::{Datapath, OnExit, Options};
 pub use start::prepare_restore;
-pub use state::Port;
+pub use state::{JsonFile, Port};
 
 pub use addresses::{Addresses, Wish};
 use checksums::Checksums;
@@ -87,6 +90,14 @@ pub enum Request {
     StaticAdd(StaticEntry, Reply<FdbRow>),
     /// Remove a static entry.
     StaticRemove(Vni, overlay_core::model::MacAddr, Reply<FdbRow>),
+    /// Make the port of a container of Docker's; the answer is the interface that Docker moves.
+    DockerJoin(Box<DockerJoin>, Reply<String>),
+    /// What such a container is called.
+    DockerName(DockerName, Reply<()>),
+    /// Make such a port again, which an agent that stopped has removed.
+    DockerPlug(Box<DockerPlug>, Reply<()>),
+    /// Remove the port of an endpoint of Docker's.
+    DockerLeave(String, Reply<()>),
     /// Look for differences, and repair them.
     Verify(Verify, Reply<Vec<Finding>>),
     /// Leave the cluster, undo everything and stop.
@@ -109,6 +120,8 @@ pub struct PortAdd {
     pub intercept_dns: bool,
     /// What the runtime calls it that asked.
     pub attachment: Option<Attachment>,
+    /// Docker's id of it.
+    pub docker: Option<String>,
     /// What was done for it before.
     pub steps: Steps,
 }
@@ -183,16 +196,17 @@ pub async fn run(options: Options) -> Result<()> {
         }
         agent.flush();
         if agent.expelled {
+            agent.stop_docker(&mut requests).await;
             api.stop().await;
             return Err(agent.cut_off().await);
         }
         if let Some(why) = agent.fatal.take() {
+            agent.stop_docker(&mut requests).await;
             return Err(agent.give_up(why).await);
         }
     };
     // Whoever still waits for an answer is told that there will be none.
-    requests.close();
-    while requests.try_recv().is_ok() {}
+    agent.stop_docker(&mut requests).await;
     tokio::spawn(async move {
         signals.received().await;
         tracing::error!("told twice to stop: the rest is left as it is, for 'overlay-dp detach'");
@@ -254,6 +268,8 @@ struct Agent {
     data_port: DataPort,
     /// Whether containers leave checksums to be computed.
     checksums: Checksums,
+    /// Serves Docker, if it is to.
+    docker: Option<Docker>,
     /// What is wrong with the uplink.
     uplink_problem: Option<String>,
     /// Its interface was deleted, and its hook with it.
@@ -340,6 +356,22 @@ impl Agent {
             }
             Request::AttachmentCheck(which, reply) => {
                 drop(reply.send(self.attachment_check(&which).await));
+            }
+            Request::DockerJoin(join, reply) => {
+                let done = self.docker_join(*join).await;
+                self.flush();
+                drop(reply.send(done));
+            }
+            Request::DockerName(name, reply) => drop(reply.send(self.docker_name(name).await)),
+            Request::DockerPlug(plug, reply) => {
+                let done = self.docker_plug(*plug).await;
+                self.flush();
+                drop(reply.send(done));
+            }
+            Request::DockerLeave(id, reply) => {
+                let done = self.docker_leave(&id).await;
+                self.flush();
+                drop(reply.send(done));
             }
             Request::Fdb(reply) => drop(reply.send(Ok(self.fdb()))),
             Request::StaticAdd(entry, reply) => {

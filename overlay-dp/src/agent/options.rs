@@ -63,4 +63,6 @@ pub struct Options {
     pub bpf_log: bool,
     /// What becomes of the data path at exit.
     pub on_exit: OnExit,
+    /// Docker's plugin.
+    pub docker: crate::docker::Options,
 }

@@ -16,9 +16,9 @@ use crate::bpf::Site;
 
 /// The port's own MTU: large enough that a packet which is too big for the network still arrives,
 /// to be answered; small enough for plain XDP on the other end.
-const PORT_MTU_SLACK: u32 = 1500;
+pub(super) const PORT_MTU_SLACK: u32 = 1500;
 /// The largest MTU that a veth takes.
-const MAX_MTU: u32 = 65535;
+pub(super) const MAX_MTU: u32 = 65535;
 
 impl Agent {
     /// Makes a container's port and has it carry traffic.
@@ -31,6 +31,7 @@ impl Agent {
             resolv_conf,
             intercept_dns,
             attachment,
+            docker,
             mut steps,
         } = add;
         steps.done("queue");
@@ -80,6 +81,7 @@ impl Agent {
             },
             resolv_conf,
             intercept_dns,
+            docker,
         };
         let finish = async {
             inside.run(|| set_offloads(&ifname, self.checksums.offload()))??;
@@ -117,7 +119,7 @@ impl Agent {
     }
 
     /// Hooks the port up and tells the tables.
-    fn attach_port(&mut self, port: &Port) -> Result<()> {
+    pub(super) fn attach_port(&mut self, port: &Port) -> Result<()> {
         let LocalContainer {
             port: name,
             port_ifindex: ifindex,
@@ -146,6 +148,12 @@ impl Agent {
     pub(super) async fn ports_remove(&mut self, name: &str, vni: Option<Vni>) -> Result<Vec<Port>> {
         let wanted = |p: &&Port| p.endpoint.name == name && vni.is_none_or(|v| v == p.endpoint.vni);
         let ports: Vec<Port> = self.state.ports().filter(wanted).cloned().collect();
+        if let Some(port) = ports.iter().find(|port| port.docker.is_some()) {
+            bail!(
+                "'{}' is a container of Docker's: use 'docker network disconnect', or remove it there",
+                port.endpoint.name
+            );
+        }
         for port in &ports {
             self.port_remove(port).await?;
         }
@@ -267,7 +275,10 @@ impl Agent {
                 }
                 continue;
             }
-            self.addresses.keep(&port.endpoint);
+            // Docker's addresses are Docker's to give back: see `docker::Store::keep`.
+            if port.docker.is_none() {
+                self.addresses.keep(&port.endpoint);
+            }
             // The others go on, whatever is wrong with this one. XDP must not see frames before
             // their checksums are computed; and whoever the last agent turned that off for may
             // still be there.
@@ -350,7 +361,7 @@ impl Agent {
     }
 
     /// A name that no port has: derived from network and MAC, which are unique.
-    async fn port_name(&self, vni: Vni, mac: MacAddr) -> Result<String> {
+    pub(super) async fn port_name(&self, vni: Vni, mac: MacAddr) -> Result<String> {
         // FNV-1a, folded to the 8 digits that fit an interface's name.
         let seed = [&vni.get().to_be_bytes()[..], &mac.0].concat();
         let mut hash: u32 = 0x811c_9dc5;

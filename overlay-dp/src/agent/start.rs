@@ -22,8 +22,9 @@ use super::probe::Prober;
 use super::state::State;
 use super::steps::Steps;
 use super::{Agent, Inputs, Options, Request, datapath};
-use crate::api::server::{self, Api};
+use crate::api::server::{self, Api, Ctx};
 use crate::bpf::{self, HookKind, Site};
+use crate::docker;
 use crate::instance::Instance;
 
 /// How long a host that has joined waits for its first connection with another one.
@@ -79,6 +80,7 @@ impl Agent {
             let mut agent = Agent {
                 plan,
                 checksums,
+                docker: None,
                 hooks,
                 bpf: prepared.bpf,
                 inner_mtu,
@@ -124,9 +126,24 @@ impl Agent {
             }
             let (sender, requests) = mpsc::channel(64);
             let addresses = Arc::clone(&agent.addresses);
+            let book = docker::Store::open(&state_dir, is_member)?;
+            book.keep(&addresses, |name| {
+                cluster.facts(|facts| facts.network_named(name).cloned())
+            });
             tokio::spawn(Arc::clone(&addresses).run());
-            let api =
-                server::start(&agent.options.instance, cluster.clone(), addresses, sender).await?;
+            let ctx = Ctx {
+                cluster: cluster.clone(),
+                addresses,
+                agent: sender,
+            };
+            if let Some(socket) = agent.options.docker.plugin.clone() {
+                let options = &agent.options;
+                let resolv_conf = &options.resolv_conf;
+                let docker =
+                    docker::start(&socket, &options.docker, resolv_conf, ctx.clone(), book)?;
+                agent.docker = Some(docker);
+            }
+            let api = server::start(&agent.options.instance, ctx).await?;
             agent.steps.done("contact");
             anyhow::Ok((agent, api, requests))
         };

@@ -36,6 +36,9 @@ pub struct Port {
     /// Whether the agent answers what it asks of resolvers elsewhere.
     #[serde(default)]
     pub intercept_dns: bool,
+    /// Docker's id of the endpoint, if Docker moves the inner end into the container.
+    #[serde(default)]
+    pub docker: Option<String>,
 }
 
 impl Port {

@@ -53,12 +53,7 @@ impl Api {
 ///
 /// # Errors
 /// When the socket can't be made.
-pub async fn start(
-    instance: &Instance,
-    cluster: Cluster,
-    addresses: Arc<Addresses>,
-    agent: mpsc::Sender<Request>,
-) -> Result<Api> {
+pub(crate) async fn start(instance: &Instance, ctx: Ctx) -> Result<Api> {
     let path = instance.socket();
     // The lock says that no other agent serves there: it is a dead one's.
     let _ = fs::remove_file(&path);
@@ -80,11 +75,7 @@ pub async fn start(
         .merge(super::attachments::router())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .with_state(Ctx {
-            cluster,
-            addresses,
-            agent,
-        });
+        .with_state(ctx);
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(async {
@@ -102,10 +93,10 @@ type LocalPorts = HashMap<(Vni, String), LocalContainer>;
 
 /// What every handler has.
 #[derive(Clone)]
-pub(super) struct Ctx {
+pub(crate) struct Ctx {
     pub cluster: Cluster,
-    addresses: Arc<Addresses>,
-    agent: mpsc::Sender<Request>,
+    pub addresses: Arc<Addresses>,
+    pub agent: mpsc::Sender<Request>,
 }
 
 impl Ctx {
@@ -398,6 +389,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
         resolv_conf: ask.resolv_conf,
         intercept_dns: false,
         attachment: ask.attachment,
+        docker: None,
         steps,
     };
     let port = match ctx

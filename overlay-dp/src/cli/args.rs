@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use ipnetwork::IpNetwork;
 use overlay_core::model::{MacAddr, Vni};
 
+use super::docker::DockerArgs;
 use crate::agent::{Datapath, OnExit};
 
 /// VXLAN overlay networks for containers: an eBPF data plane, and no orchestrator.
@@ -146,6 +147,9 @@ pub struct AttachArgs {
     /// Have the eBPF programs log what they punt and drop (slow)
     #[arg(long)]
     pub bpf_log: bool,
+    /// Docker's plugin
+    #[command(flatten)]
+    pub docker: DockerArgs,
 }
 
 /// `detach`

@@ -2,6 +2,7 @@
 
 mod admin;
 pub mod args;
+mod docker;
 mod docs;
 mod render;
 mod run;
@@ -71,6 +72,7 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
         Some(name) => name,
         None => agent::default_host_name(),
     };
+    let docker = args.docker.options(&instance)?;
     agent::run(Options {
         instance,
         iface: args.iface,
@@ -86,6 +88,7 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
         resolv_conf: std::path::absolute(args.resolv_conf).context("--resolv-conf")?,
         bpf_log: args.bpf_log,
         on_exit: args.on_exit,
+        docker,
     })
     .await
 }

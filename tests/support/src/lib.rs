@@ -16,6 +16,7 @@
 
 mod agent;
 mod cluster;
+mod docker;
 mod fixture;
 mod iperf;
 mod lab;
@@ -31,6 +32,7 @@ mod wire;
 
 pub use agent::AgentProc;
 pub use cluster::{Cluster, join_args, token};
+pub use docker::{Dockerd, IMAGE};
 pub use fixture::{Container, Overlay, all_reach_each_other, test, wait_checksums};
 pub use iperf::{Load, Traffic, iperf3};
 pub use lab::{Host, Lab, LabSpec};

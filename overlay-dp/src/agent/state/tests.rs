@@ -21,6 +21,7 @@ fn port(number: u8, ifindex: u32) -> Port {
         },
         resolv_conf: None,
         intercept_dns: false,
+        docker: None,
     }
 }
 

@@ -1,0 +1,162 @@
+//! Asking Docker's daemon.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// Docker answers about a container when it has started: so long that may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The most that an answer may have.
+const LIMIT: usize = 64 << 20;
+/// As old as Debian 12's Docker understands, and as new as what is asked for here needs.
+const VERSION: &str = "/v1.40";
+
+/// A daemon.
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// A network, as `docker network inspect` has it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Network {
+    /// Its endpoints, by their containers' ids.
+    pub containers: Option<BTreeMap<String, Attached>>,
+}
+
+/// A container in a network.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Attached {
+    pub name: String,
+    #[serde(rename = "EndpointID")]
+    pub endpoint_id: String,
+}
+
+/// A container, as `docker inspect` has it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Container {
+    pub name: String,
+    pub config: Config,
+    pub state: State,
+    pub network_settings: NetworkSettings,
+}
+
+/// What it was made with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Config {
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// What it does.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct State {
+    /// 0 while it does not run.
+    pub pid: u32,
+}
+
+/// Its networks.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NetworkSettings {
+    pub networks: BTreeMap<String, InNetwork>,
+}
+
+/// What it is called in one of them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct InNetwork {
+    pub aliases: Option<Vec<String>>,
+    #[serde(rename = "EndpointID")]
+    pub endpoint_id: String,
+}
+
+impl Client {
+    pub fn new(socket: PathBuf) -> Client {
+        Client { socket }
+    }
+
+    /// `None` when there is no such network.
+    pub async fn network(&self, id: &str) -> Result<Option<Network>> {
+        self.get(&format!("/networks/{id}")).await
+    }
+
+    /// `None` when there is no such container.
+    pub async fn container(&self, id: &str) -> Result<Option<Container>> {
+        self.get(&format!("/containers/{id}/json")).await
+    }
+
+    /// The stream of what happens to containers and networks.
+    pub async fn events(&self) -> Result<Incoming> {
+        // {"type":["container","network"],"event":["start","rename","connect","destroy"]}
+        let filters = "%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%2C%22event%22%3A%5B%22start%22%2C\
+                       %22rename%22%2C%22connect%22%2C%22die%22%5D%7D";
+        let path = format!("/events?filters={filters}");
+        let response = self.send(Method::GET, &path, None).await?;
+        if !response.status().is_success() {
+            bail!("Docker refuses its events: {}", response.status());
+        }
+        Ok(response.into_body())
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>> {
+        let (status, bytes) = timeout(PATIENCE, self.exchange(Method::GET, path, None))
+            .await
+            .with_context(|| format!("Docker does not answer {path}"))??;
+        match status {
+            404 => Ok(None),
+            200 => Ok(Some(serde_json::from_slice(&bytes).with_context(|| {
+                format!("Docker's answer to {path} is not understood")
+            })?)),
+            _ => bail!("Docker answers {status} to {path}"),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<(u16, Bytes)> {
+        let response = self.send(method, path, body).await?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), LIMIT).collect().await;
+        let body = body.map_err(|error| anyhow!("Docker's answer broke off: {error}"))?;
+        Ok((status, body.to_bytes()))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<Response<Incoming>> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .with_context(|| format!("no Docker on {}", self.socket.display()))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let json = body.map_or(String::new(), ToString::to_string);
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{VERSION}{path}"))
+            .header("host", "docker")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(json)))?;
+        Ok(sender.send_request(request).await?)
+    }
+}

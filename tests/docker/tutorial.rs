@@ -1,0 +1,210 @@
+//! The tutorial.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use overlay_lab::{AgentProc, Dockerd, Lab, LabSpec, join_args, test, wait_until};
+
+use super::BIN;
+
+/// For what takes some milliseconds on a quiet machine.
+const SOON: Duration = Duration::from_secs(20);
+const DRIVERS: &str = "-d overlay-dp --ipam-driver overlay-dp";
+
+/// The agents and daemons of both hosts. The daemons go first, as they ask the agents to.
+struct Bed {
+    dockers: [Dockerd; 2],
+    agents: Vec<AgentProc>,
+}
+
+impl Bed {
+    fn start(lab: &Lab) -> Result<Bed> {
+        for number in [1, 2] {
+            let dir = Dockerd::dir(lab, number);
+            std::fs::create_dir_all(&dir)?;
+            // Nobody listens there: what is no name of ours is known at once to be none.
+            let [a, b, c, _] = lab.host(number).ip.octets();
+            std::fs::write(
+                dir.join("resolv.conf"),
+                format!("nameserver {a}.{b}.{c}.1\n"),
+            )?;
+        }
+        let mut dockers = [Dockerd::start(lab, 1)?, Dockerd::start(lab, 2)?];
+        let mut agents = vec![lab.start_agent(1, &args(lab, 1))?];
+        let join = join_args(lab.host(1), false)?;
+        agents.push(lab.start_agent(2, &format!("{} {join}", args(lab, 2)))?);
+        for docker in &mut dockers {
+            docker.wait()?;
+            docker.load_image(&["ping", "traceroute"])?;
+        }
+        Ok(Bed { dockers, agents })
+    }
+}
+
+fn args(lab: &Lab, number: usize) -> String {
+    let resolv_conf = Dockerd::dir(lab, number).join("resolv.conf");
+    let plugin = Dockerd::agent_args(lab, number);
+    format!("{plugin} --resolv-conf {}", resolv_conf.display())
+}
+
+fn pings(docker: &Dockerd, from: &str, to: &str) -> Result<()> {
+    wait_until(&format!("{from} pings {to}"), SOON, || {
+        docker
+            .docker(&format!("exec {from} ping -c 1 -W 1 {to}"))
+            .is_ok()
+    })?;
+    let text = docker.docker(&format!("exec {from} ping -c 3 -i 0.1 -W 1 {to}"))?;
+    ensure!(text.contains(" 0% packet loss"), "{text}");
+    Ok(())
+}
+
+fn ip(docker: &Dockerd, container: &str, network: &str) -> Result<IpAddr> {
+    let shown = docker.docker(&format!("inspect {container}"))?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let ip = &shown[0]["NetworkSettings"]["Networks"][network]["IPAddress"];
+    Ok(ip.as_str().context("no address")?.parse()?)
+}
+
+#[test]
+fn the_overlay_tutorial() {
+    if let Err(error) = Dockerd::check_installed() {
+        let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
+        assert!(!ci, "CI=true forbids to skip: {error}");
+        eprintln!("SKIPPED: {error}");
+        return;
+    }
+    let spec = LabSpec {
+        containers: 0,
+        ..LabSpec::default()
+    };
+    test(BIN, spec, |lab| {
+        let mut bed = Bed::start(lab)?;
+        let done = walk_through(lab, &mut bed);
+        let Bed { dockers, agents } = bed;
+        drop(dockers);
+        done?;
+        Ok(agents)
+    });
+}
+
+fn walk_through(lab: &Lab, bed: &mut Bed) -> Result<()> {
+    let [one, two] = &bed.dockers;
+    // One network, made where nobody has it and joined where somebody has.
+    for docker in [one, two] {
+        docker.docker(&format!(
+            "network create {DRIVERS} -o overlay-dp.network=uber-net uber-net"
+        ))?;
+        let shown = docker.docker("network inspect uber-net")?;
+        ensure!(
+            shown.contains("\"Subnet\": \"10.0.0.0/24\"")
+                && shown.contains("\"Gateway\": \"10.0.0.1"),
+            "{shown}"
+        );
+    }
+    one.run("test.1", "--network uber-net --network-alias first")?;
+    two.run(
+        "test.2",
+        "--network uber-net --label overlay-dp.service=web --hostname second",
+    )?;
+    let (ip1, ip2) = (
+        ip(one, "test.1", "uber-net")?,
+        ip(two, "test.2", "uber-net")?,
+    );
+    ensure!(ip1 != ip2, "both have {ip1}");
+
+    // By name and address, both ways.
+    pings(one, "test.1", "test.2")?;
+    pings(two, "test.2", "test.1")?;
+    pings(one, "test.1", &ip2.to_string())?;
+    for name in ["first", "test.1.uber-net"] {
+        pings(two, "test.2", name)?;
+    }
+    pings(one, "test.1", "tasks.web")?;
+    let hops = one.docker("exec test.1 traceroute -m 3 -q 1 -w 2 test.2")?;
+    let hops: Vec<&str> = hops.lines().skip(1).collect();
+    ensure!(hops.len() == 1 && hops[0].contains("test.2"), "{hops:?}");
+    let links = one.docker("exec test.1 /busybox ip -o link")?;
+    ensure!(
+        links.lines().count() == 2 && links.contains("mtu 1450"),
+        "{links}"
+    );
+    let unknown = one.docker_any("exec test.1 ping -c 1 -W 1 no.such.name.example")?;
+    ensure!(!unknown.status.success(), "{unknown:?}");
+
+    other_networks(one, two)?;
+
+    // A name changes.
+    one.docker("rename test.1 renamed")?;
+    pings(two, "test.2", "renamed")?;
+    one.docker("rename renamed test.1")?;
+
+    // The agent's restart: Docker says nothing again, and nothing is lost.
+    bed.agents.remove(0).kill();
+    pings(two, "test.2", &ip1.to_string())?;
+    bed.agents.insert(0, lab.start_agent(1, &args(lab, 1))?);
+    pings(two, "test.2", "test.1")?;
+    let [one, two] = &mut bed.dockers;
+    one.run(
+        "test.3",
+        "--network uber-net --mac-address 02:00:00:00:00:33",
+    )?;
+    pings(two, "test.2", "test.3")?;
+    let links = one.docker("exec test.3 /busybox ip addr")?;
+    ensure!(
+        links.contains("02:00:00:00:00:33"),
+        "{links}"
+    );
+
+    // The daemon's restart.
+    two.stop();
+    *two = Dockerd::start(lab, 2)?;
+    two.wait()?;
+    two.docker("start test.2")?;
+    pings(two, "test.2", "test.1")?;
+    pings(one, "test.3", "test.2")?;
+
+    // An end: nothing stays, in the cluster or on the hosts.
+    one.docker("rm -f test.1 test.3")?;
+    two.docker("rm -f test.2")?;
+    for docker in [&*two, &*one] {
+        docker.docker("network rm uber-net")?;
+    }
+    let networks = lab.host(2).overlay_json("network ls")?;
+    ensure!(networks == serde_json::json!([]), "{networks}");
+    for host in lab.hosts() {
+        let links = host.ns.run("ip -br link")?;
+        ensure!(
+            !links.contains("ovc-") && !links.contains("ovp-"),
+            "{links}"
+        );
+    }
+    Ok(())
+}
+
+/// A second network beside the first one, without a way out.
+fn other_networks(one: &Dockerd, two: &Dockerd) -> Result<()> {
+    for docker in [one, two] {
+        docker.docker(&format!(
+            "network create {DRIVERS} --internal --subnet 10.77.0.0/24 --aux-address printer=10.77.0.9 \
+             -o overlay-dp.network=blue blue"
+        ))?;
+    }
+    one.docker("network connect --ip 10.77.0.50 blue test.1")?;
+    two.docker("network connect --alias sky blue test.2")?;
+    pings(two, "test.2", "10.77.0.50")?;
+    pings(one, "test.1", "sky.blue")?;
+    one.run("alone", "--network blue")?;
+    pings(one, "alone", "sky")?;
+    let routes = one.docker("exec alone /busybox ip route")?;
+    ensure!(!routes.contains("default"), "{routes}");
+    one.docker("rm -f alone")?;
+    one.docker("network disconnect blue test.1")?;
+    two.docker("network disconnect blue test.2")?;
+    let gone = two.docker_any("exec test.2 ping -c 1 -W 1 10.77.0.50")?;
+    ensure!(!gone.status.success(), "{gone:?}");
+    for docker in [two, one] {
+        docker.docker("network rm blue")?;
+    }
+    Ok(())
+}
