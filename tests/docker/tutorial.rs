@@ -151,10 +151,7 @@ fn walk_through(lab: &Lab, bed: &mut Bed) -> Result<()> {
     )?;
     pings(two, "test.2", "test.3")?;
     let links = one.docker("exec test.3 /busybox ip addr")?;
-    ensure!(
-        links.contains("02:00:00:00:00:33"),
-        "{links}"
-    );
+    ensure!(links.contains("02:00:00:00:00:33"), "{links}");
 
     // The daemon's restart.
     two.stop();

@@ -97,11 +97,14 @@ fn assets(binary: &Path) -> Result<()> {
 }
 
 /// The pinned cargo-deb in target/tools, compiled now if it is not there.
-fn cargo_deb() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it can't be compiled.
+pub fn cargo_deb() -> Result<PathBuf> {
     let tools = root().join("target/tools");
     let program = tools.join("bin/cargo-deb");
     let version = output(Command::new(&program).arg("--version")).unwrap_or_default();
-    if version.trim() == CARGO_DEB_VERSION {
+    if version.split_whitespace().last() == Some(CARGO_DEB_VERSION) {
         return Ok(program);
     }
     step(format!(

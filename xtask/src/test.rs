@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 
 use crate::process::{cargo, find_program, is_root, output, root, run, step};
-use crate::{ebpf, packages};
+use crate::{dist, ebpf, packages};
 
 /// Format, lints, docs and every test. `strict` fails where something would be skipped.
 ///
@@ -20,6 +20,9 @@ pub fn all(strict: bool) -> Result<ExitCode> {
         step("NOT ROOT: all end-to-end tests and those that load BPF programs ARE SKIPPED");
     } else {
         packages::ensure(&packages::LAB)?;
+        // One test makes a package and installs it in a copy of this system.
+        packages::ensure(&packages::DEB)?;
+        dist::cargo_deb()?;
     }
     ensure_component("rustfmt", "fmt")?;
     ensure_component("clippy", "clippy")?;
