@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use overlay_core::facts::{Facts, NetworkSpec, Range, Refusal, Reply, Version, Want};
 use overlay_core::model::{Endpoint, Host, HostId, MacAddr, Network, Vni};
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::api::{ControlStatus, Counters, Member, MemberState};
 use crate::control::{self, ask};
 use crate::error::Error;
 use crate::node::Node;
+use crate::peers::{self, PeerAsk};
 use crate::state;
 use crate::token::Token;
 use crate::transport;
@@ -285,6 +287,25 @@ impl Cluster {
     pub async fn whose_name(&self, vni: Vni, name: &str) -> Option<HostId> {
         let look = self.node.look(vni);
         look.whose_name(name, Instant::now() + LOOK).await
+    }
+
+    /// Asks another host's agent, which takes the question from its [`Cluster::peer_asks`].
+    ///
+    /// # Errors
+    /// When there is no connection with that host, or its agent does not answer in time: one of
+    /// another version may not know such questions.
+    pub async fn ask_host(
+        &self,
+        host: HostId,
+        question: &[u8],
+        patience: Duration,
+    ) -> Result<Vec<u8>, Error> {
+        peers::ask(&self.node, host, question, patience).await
+    }
+
+    /// What other hosts' agents ask this one from now on; whoever took them before gets no more.
+    pub fn peer_asks(&self) -> mpsc::Receiver<PeerAsk> {
+        self.node.peers.open()
     }
 
     /// Withdraws the endpoints of a host at once, whose data path is dead, too. They come back

@@ -121,6 +121,14 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// Another host's agent could not be asked.
+    #[error("host '{name}' does not answer: {problem}")]
+    HostSilent {
+        /// The host.
+        name: String,
+        /// What went wrong.
+        problem: String,
+    },
     /// An endpoint of a network that there isn't.
     #[error("there is no network with VNI {0}: create it first")]
     NoNetwork(Vni),

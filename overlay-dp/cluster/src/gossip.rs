@@ -25,6 +25,7 @@ mod dial;
 mod stream;
 
 pub use dial::{accepted, dial_all};
+pub use stream::ASK_PEER;
 
 /// More connections with one host than this: the oldest goes.
 const MAX_LINKS: usize = 4;

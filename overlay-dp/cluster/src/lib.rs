@@ -26,6 +26,7 @@ mod gossip;
 mod hex;
 mod managers;
 mod node;
+mod peers;
 mod pki;
 mod start;
 mod state;
@@ -38,6 +39,7 @@ pub use api::{
 };
 pub use cluster::Cluster;
 pub use error::Error;
+pub use peers::PeerAsk;
 pub use start::describe_backup;
 pub use token::{Token, TokenError};
 

@@ -22,7 +22,7 @@ use crate::pki::Identity;
 use crate::state::Store;
 use crate::transport;
 use crate::wire::HostInfo;
-use crate::{control, gossip};
+use crate::{control, gossip, peers};
 
 mod sockets;
 
@@ -51,6 +51,8 @@ pub struct Node {
     /// Until then only claims are granted.
     claims_until: Option<Instant>,
     pub gossip: Gossip,
+    /// What other agents ask this host's.
+    pub peers: peers::Desk,
     /// Facts have changed, or what this host says of itself.
     pub changed: watch::Sender<()>,
     pub counted: Counted,
@@ -123,6 +125,7 @@ impl Node {
             leader: Mutex::new(None),
             claims_until: parts.restored.then(|| Instant::now() + CLAIMS_FIRST),
             gossip: parts.gossip,
+            peers: peers::Desk::default(),
             changed: watch::Sender::new(()),
             counted: Counted::default(),
             joins: Semaphore::new(JOINS),

@@ -16,6 +16,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use super::facts_changed;
 use crate::control;
 use crate::node::{Node, count};
+use crate::peers;
 use crate::transport::{
     Frames, MAX_FROM_MANAGER, MAX_MESSAGE, PATIENCE, StreamError, receive, receive_within, send,
     send_frame,
@@ -26,6 +27,8 @@ use crate::wire::{Answer, Ask, Request};
 const FOLLOW: u8 = 0;
 /// The opener asks a manager that it does not know.
 const ASK: u8 = 1;
+/// The opener's agent asks this host's.
+pub const ASK_PEER: u8 = 2;
 
 /// Serves the streams that the other host opens.
 pub async fn serve(node: &Arc<Node>, connection: &Connection, host: HostId) -> ConnectionError {
@@ -95,6 +98,7 @@ async fn opened(
             let _ = out.finish();
             Ok(())
         }
+        [ASK_PEER] => peers::serve(&node, host, out, inward).await,
         _ => Err(StreamError::Protocol("a stream of no known kind")),
     }
 }
