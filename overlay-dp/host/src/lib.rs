@@ -26,6 +26,7 @@ pub mod port;
 pub mod punt;
 pub mod routes;
 mod sysctl;
+pub mod traffic;
 pub mod uplink;
 
 pub use echo_socket::{echo_socket, set_udp_checksums};
@@ -39,4 +40,5 @@ pub use nexthop::NextHop;
 pub use paths::{Neighbour, Path};
 pub use port::{Port, PortSpec};
 pub use punt::PuntPair;
+pub use traffic::Traffic;
 pub use uplink::Uplink;
