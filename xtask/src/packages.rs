@@ -42,7 +42,7 @@ pub const EBPF_LINKER: [Package; 2] = [
 ];
 
 /// What the lab, the tests and the demo run.
-pub const LAB: [Package; 16] = [
+pub const LAB: [Package; 18] = [
     package("iproute2", "nstat", "namespaces, links, kernel counters"),
     package("iputils-ping", "ping", "checks round trips and MTU"),
     package("iputils-arping", "/usr/bin/arping", "checks ARP"),
@@ -55,6 +55,16 @@ pub const LAB: [Package; 16] = [
     ),
     package("ethtool", "ethtool", "sets offloads of the lab's links"),
     package("procps", "sysctl", "turns the lab's router on"),
+    package(
+        "chromium",
+        "chromium",
+        "shows the status page, without a window",
+    ),
+    package(
+        "prometheus",
+        "prometheus",
+        "reads the metrics, and runs the dashboard's queries",
+    ),
     package("tcpdump", "tcpdump", "for looking at frames in a kept lab"),
     package(
         "bpftool",

@@ -12,6 +12,7 @@ mod datapath;
 mod desk;
 mod docker;
 mod events;
+mod judge;
 mod leave;
 mod names;
 mod next_hops;
@@ -29,6 +30,7 @@ mod uplink;
 mod verify;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,7 @@ use crate::bpf::{Bpf, Hook};
 use crate::docker::Docker;
 
 pub use docker::{DockerJoin, DockerName, DockerPlug};
+pub use judge::{Fate, Judge, Judgement, To, Tried};
 pub use leave::clean_up_after_dead_agent;
 pub use options::{Datapath, OnExit, Options};
 pub use start::prepare_restore;
@@ -100,6 +103,8 @@ pub enum Request {
     DockerLeave(String, Reply<()>),
     /// Look for differences, and repair them.
     Verify(Verify, Reply<Vec<Finding>>),
+    /// What would become of a frame.
+    Judge(Judge, Reply<Judgement>),
     /// Leave the cluster, undo everything and stop.
     Detach(bool, Reply<Detached>),
 }
@@ -279,6 +284,8 @@ struct Agent {
     cluster: Cluster,
     members: HashMap<HostId, ClusterHost>,
     addresses: Arc<Addresses>,
+    /// Where the status page is served.
+    metrics: Option<SocketAddr>,
     /// The ends of the punt link, by ifindex.
     punt: [u32; 2],
     /// Why the agent can't go on.
@@ -319,6 +326,9 @@ impl Agent {
         );
         for hook in &self.hooks {
             tracing::info!(interface = %hook.interface, site = %hook.site, attached = %hook.attached, why = %hook.why, "hook");
+        }
+        if let Some(address) = self.metrics {
+            tracing::info!("status page: http://{address}/, metrics: http://{address}/metrics");
         }
         if self.is_new {
             match self.cluster.token(false).await {
@@ -384,6 +394,7 @@ impl Agent {
                 self.flush();
                 drop(reply.send(done));
             }
+            Request::Judge(frame, reply) => drop(reply.send(Ok(self.judge(&frame)))),
             Request::Verify(ask, reply) => drop(reply.send(self.verify(ask).await)),
             Request::Detach(..) => unreachable!("the loop takes it"),
         }
@@ -438,6 +449,6 @@ pub fn join_command(me: &ClusterHost, token: &str) -> String {
 pub fn join_address(me: &ClusterHost) -> String {
     match me.control_port {
         2377 => me.vtep.to_string(),
-        port => std::net::SocketAddr::new(me.vtep, port).to_string(),
+        port => SocketAddr::new(me.vtep, port).to_string(),
     }
 }

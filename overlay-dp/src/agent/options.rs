@@ -1,6 +1,6 @@
 //! What `attach` is told.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::ValueEnum;
@@ -59,6 +59,8 @@ pub struct Options {
     pub host_name: String,
     /// The host's resolvers, for names that are not the overlay's.
     pub resolv_conf: PathBuf,
+    /// Where the status page and the metrics are served.
+    pub metrics: Option<SocketAddr>,
     /// Whether the BPF programs log.
     pub bpf_log: bool,
     /// What becomes of the data path at exit.

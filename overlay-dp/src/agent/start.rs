@@ -23,6 +23,7 @@ use super::state::State;
 use super::steps::Steps;
 use super::{Agent, Inputs, Options, Request, datapath};
 use crate::api::server::{self, Api, Ctx};
+use crate::api::web::Web;
 use crate::bpf::{self, HookKind, Site};
 use crate::docker;
 use crate::instance::Instance;
@@ -43,6 +44,10 @@ impl Agent {
         let uplink = Uplink::discover(&host, &options.iface, options.advertise).await?;
         check_family(&uplink, options.join.as_deref())?;
         let inner_mtu = inner_mtu(&uplink, options.mtu)?;
+        let web = match options.metrics {
+            Some(address) => Some(Web::bind(address).await?),
+            None => None,
+        };
         let data_port = DataPort::hold(&host, &options, uplink.addr).await?;
         let start = choose_start(&options)?;
         let (is_new, is_member) = (matches!(start, Start::New), matches!(start, Start::Resume));
@@ -104,6 +109,7 @@ impl Agent {
                 members: HashMap::new(),
                 started: Instant::now(),
                 settled: false,
+                metrics: web.as_ref().map(Web::address),
                 options,
                 host,
                 uplink,
@@ -143,7 +149,7 @@ impl Agent {
                     docker::start(&socket, &options.docker, resolv_conf, ctx.clone(), book)?;
                 agent.docker = Some(docker);
             }
-            let api = server::start(&agent.options.instance, ctx).await?;
+            let api = server::start(&agent.options.instance, ctx, web).await?;
             agent.steps.done("contact");
             anyhow::Ok((agent, api, requests))
         };

@@ -65,6 +65,7 @@ impl Agent {
                 .as_str()
                 .unwrap_or_default()
                 .to_owned(),
+            metrics: self.metrics,
             hooks,
             checksum_offload: self.checksum_offload(),
             vteps,

@@ -180,10 +180,15 @@ fn find(ctx: &Ctx, text: &str) -> Result<Member> {
 
 async fn hosts(State(ctx): State<Ctx>) -> Answer<Vec<HostInfo>> {
     let leader = ctx.cluster.control_now().await.leader;
+    Ok(Json(host_infos(&ctx, leader)))
+}
+
+/// All hosts, by their names.
+pub(super) fn host_infos(ctx: &Ctx, leader: Option<HostId>) -> Vec<HostInfo> {
     let members = ctx.cluster.members();
     let mut list: Vec<HostInfo> = members.iter().map(|m| host_info(leader, m)).collect();
     list.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
-    Ok(Json(list))
+    list
 }
 
 async fn host(State(ctx): State<Ctx>, Path(text): Path<String>) -> Answer<HostDetail> {
@@ -292,11 +297,16 @@ async fn token(State(ctx): State<Ctx>, Body(ask): Body<TokenAsk>) -> Answer<Toke
 }
 
 async fn cluster(State(ctx): State<Ctx>) -> Answer<ClusterInfo> {
+    Ok(Json(cluster_info(&ctx).await))
+}
+
+/// How the managers are.
+pub(super) async fn cluster_info(ctx: &Ctx) -> ClusterInfo {
     let control = ctx.cluster.control_now().await;
     let members = ctx.cluster.members();
     let managers = members.iter().filter(|m| m.host.manager);
     let managers: Vec<HostInfo> = managers.map(|m| host_info(control.leader, m)).collect();
-    Ok(Json(ClusterInfo {
+    ClusterInfo {
         leader: control.leader,
         quorum: control.quorum,
         may_fail: managers.len().saturating_sub(1) / 2,
@@ -304,7 +314,7 @@ async fn cluster(State(ctx): State<Ctx>) -> Answer<ClusterInfo> {
         hosts: members.len(),
         networks: ctx.cluster.networks().len(),
         managers,
-    }))
+    }
 }
 
 async fn backup(State(ctx): State<Ctx>) -> Result<Vec<u8>, super::server::Failure> {

@@ -15,18 +15,24 @@
 //! | `DELETE /v1/fdb` | [`FdbRemove`] | [`FdbRow`] |
 //! | `GET /v1/vteps` | | list of [`VtepInfo`] |
 //! | `POST /v1/detach` | [`Detach`] | [`Detached`] |
+//! | `GET /v1/metrics` | | OpenMetrics text |
 //!
-//! The rest is in [`admin`] and [`attachments`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
+//! The rest is in [`admin`], [`attachments`], [`overview`] and [`trace`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
 
 pub mod admin;
 pub mod attachments;
 pub mod client;
+mod metrics;
 mod names;
+pub mod overview;
+mod peers;
 pub mod server;
+pub mod trace;
 mod vteps;
+pub mod web;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
@@ -281,6 +287,9 @@ pub struct Status {
     pub uplink: UplinkStatus,
     /// `--datapath`, as it was given.
     pub datapath: String,
+    /// Where the status page and the metrics are served (`attach --metrics`).
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
     /// What is attached, and why.
     pub hooks: Vec<Hook>,
     /// Whether containers leave checksums to be computed on the way, and why.

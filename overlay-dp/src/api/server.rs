@@ -22,6 +22,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::web::Web;
 use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
     FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, VtepInfo, names,
@@ -39,27 +40,33 @@ const GIVE_BACK_WAIT: Duration = Duration::from_secs(2);
 pub struct Api {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+    /// What is served elsewhere than on the socket.
+    beside: Vec<JoinHandle<()>>,
 }
 
 impl Api {
     /// Lets answers that are under way finish.
     pub async fn stop(self) {
+        self.beside.iter().for_each(JoinHandle::abort);
         let _ = self.stop.send(());
         let _ = tokio::time::timeout(ANSWER_WAIT, self.task).await;
     }
 }
 
-/// Serves on the instance's socket, which only root may open.
+/// Serves on the instance's socket, which only root may open, and where `web` listens.
 ///
 /// # Errors
 /// When the socket can't be made.
-pub(crate) async fn start(instance: &Instance, ctx: Ctx) -> Result<Api> {
+pub(crate) async fn start(instance: &Instance, ctx: Ctx, web: Option<Web>) -> Result<Api> {
     let path = instance.socket();
     // The lock says that no other agent serves there: it is a dead one's.
     let _ = fs::remove_file(&path);
     let listener =
         UnixListener::bind(&path).with_context(|| format!("can't serve on {}", path.display()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    let asks = ctx.cluster.peer_asks();
+    let mut beside = vec![tokio::spawn(super::peers::serve(ctx.clone(), asks))];
+    beside.extend(web.map(|web| tokio::spawn(web.serve(ctx.clone()))));
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/networks", get(networks).post(network_create))
@@ -73,6 +80,9 @@ pub(crate) async fn start(instance: &Instance, ctx: Ctx) -> Result<Api> {
         .route("/v1/detach", post(detach))
         .merge(super::admin::router())
         .merge(super::attachments::router())
+        .merge(super::metrics::router())
+        .merge(super::overview::router())
+        .merge(super::trace::router())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .with_state(ctx);
@@ -85,11 +95,11 @@ pub(crate) async fn start(instance: &Instance, ctx: Ctx) -> Result<Api> {
             tracing::error!(%error, "the API ended");
         }
     });
-    Ok(Api { stop, task })
+    Ok(Api { stop, task, beside })
 }
 
 /// What only this host knows of its containers, by network and name.
-type LocalPorts = HashMap<(Vni, String), LocalContainer>;
+pub(super) type LocalPorts = HashMap<(Vni, String), LocalContainer>;
 
 /// What every handler has.
 #[derive(Clone)]
@@ -111,7 +121,7 @@ impl Ctx {
     }
 
     /// The network of this name; one that is not known here yet is asked of the manager.
-    async fn network(&self, name: &str) -> Result<Network> {
+    pub async fn network(&self, name: &str) -> Result<Network> {
         self.cluster.network(name).await?.ok_or_else(|| {
             anyhow!(
                 "no network '{name}': see 'overlay-dp network ls', or make it with 'overlay-dp \
@@ -135,14 +145,18 @@ impl Ctx {
     }
 
     /// This host's ports, by network and name.
-    async fn ports(&self) -> Result<LocalPorts> {
+    pub async fn ports(&self) -> Result<LocalPorts> {
         let ports = self.ask(Request::Ports).await?.into_iter();
         Ok(ports
             .map(|p| ((p.endpoint.vni, p.endpoint.name), p.local))
             .collect())
     }
 
-    async fn containers_with(&self, network: &Network, ports: &LocalPorts) -> Vec<ContainerInfo> {
+    pub async fn containers_with(
+        &self,
+        network: &Network,
+        ports: &LocalPorts,
+    ) -> Vec<ContainerInfo> {
         let hosts = self.host_names();
         let me = self.cluster.me().id;
         let mut list: Vec<ContainerInfo> = self
@@ -179,7 +193,7 @@ impl Ctx {
         ports.into_iter().map(one).collect()
     }
 
-    fn network_info(&self, network: Network) -> NetworkInfo {
+    pub fn network_info(&self, network: Network) -> NetworkInfo {
         let endpoints = self.cluster.endpoints(network.vni);
         let me = self.cluster.me().id;
         let attached = endpoints.iter().any(|(host, _)| *host == me);

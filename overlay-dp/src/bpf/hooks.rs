@@ -70,7 +70,8 @@ pub struct Hook {
 }
 
 impl Site {
-    fn program(self, kind: HookKind) -> &'static str {
+    /// The name of the program that is attached there.
+    pub fn program(self, kind: HookKind) -> &'static str {
         match (self, kind) {
             (Site::Port, HookKind::Xdp) => names::PORT_XDP,
             (Site::Port, HookKind::Tcx) => names::PORT_TC,

@@ -2,6 +2,7 @@
 //! writer of the maps. Maps are pinned, so a new agent finds what the last one left.
 
 mod hooks;
+mod try_out;
 
 use std::collections::HashSet;
 use std::fs;
@@ -20,6 +21,7 @@ use overlay_common::wire::Ip16;
 use overlay_core::tables::{MapContents, MapUpdate, Tables};
 
 pub use hooks::{Hook, HookKind, Site, detach_filter_of};
+pub use try_out::{Action, Tried};
 
 /// Pins of another layout are another directory: bump it with any change of `layout`.
 const LAYOUT_VERSION: &str = "v3";

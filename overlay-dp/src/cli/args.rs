@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -79,6 +79,10 @@ pub enum Command {
         #[arg(long)]
         repair: bool,
     },
+    /// Follow what goes on: networks, endpoints, rates, drops, latency
+    Top(super::top::TopArgs),
+    /// Why a packet would be dropped, or where it would go, step by step on both hosts
+    Trace(super::trace::TraceArgs),
     /// Hooks and why they are used, VTEPs, counters, drops
     Status,
     /// Print a shell's completion script
@@ -144,6 +148,10 @@ pub struct AttachArgs {
     /// asked there
     #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
     pub resolv_conf: PathBuf,
+    /// Serve the status page and Prometheus metrics here, without a password: whoever reaches the address sees both
+    /// [default when no address is given: 127.0.0.1:9478]
+    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9478")]
+    pub metrics: Option<SocketAddr>,
     /// Have the eBPF programs log what they punt and drop (slow)
     #[arg(long)]
     pub bpf_log: bool,

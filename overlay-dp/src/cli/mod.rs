@@ -6,6 +6,8 @@ mod docker;
 mod docs;
 mod render;
 mod run;
+mod top;
+mod trace;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -86,6 +88,7 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
         gossip_port: args.gossip_port,
         host_name,
         resolv_conf: std::path::absolute(args.resolv_conf).context("--resolv-conf")?,
+        metrics: args.metrics,
         bpf_log: args.bpf_log,
         on_exit: args.on_exit,
         docker,
@@ -123,6 +126,8 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
             let status: Status = call(instance, get, "/v1/status", none).await?;
             print(json, &status, || render::status(&status))
         }
+        Command::Top(args) => top::top(instance, json, args).await,
+        Command::Trace(args) => trace::trace(instance, json, args).await,
         Command::Host(command) => admin::host(instance, json, command).await,
         Command::Token(command) => admin::token(instance, json, command).await,
         Command::Cluster(command) => admin::cluster(instance, json, command).await,

@@ -12,7 +12,8 @@ use crate::api::{
     Checksums, ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo,
 };
 
-fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+/// Columns under their names.
+pub fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
     for row in rows {
@@ -209,7 +210,7 @@ pub fn vteps(vteps: &[VtepInfo]) -> String {
 }
 
 /// Three digits say enough.
-fn duration(us: u64) -> String {
+pub fn duration(us: u64) -> String {
     match us as f64 / 1000.0 {
         ms if us < 1000 => format!("{ms:.2} ms"),
         ms if us < 100_000 => format!("{ms:.1} ms"),
@@ -224,10 +225,13 @@ pub fn status(s: &Status) -> String {
     let up = &s.uplink;
     let problem = up.problem.as_ref();
     let problem = problem.map_or(String::new(), |what| format!("\n  PROBLEM: {what}"));
+    let page = s
+        .metrics
+        .map_or(String::new(), |at| format!("\nstatus page http://{at}/"));
     let head = format!(
         "{} ({role}, id {}), overlay-dp {}, pid {}, up {} s\n\
          uplink {} ({}): VTEP {}, port {}/udp, MTU {}, containers {}{problem}\n\
-         {} containers on {} networks",
+         {} containers on {} networks{page}",
         s.host_name,
         s.host,
         s.version,
