@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use overlay_lab::{AgentProc, Lab, LabSpec, join_args, test, wait_until};
-use pod::{Podman, has_netavark_plugins, is_installed};
+use pod::{Backend, Podman, has, is_installed};
 use serde_json::Value;
 
 const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
@@ -34,7 +34,7 @@ fn agents(lab: &Lab) -> Result<[AgentProc; 2]> {
 
 #[test]
 fn with_cni() {
-    if !is_installed() {
+    if !is_installed() || !has(Backend::Cni) {
         return;
     }
     test(BIN, two(), |lab| {
@@ -103,20 +103,25 @@ fn carries_and_goes(lab: &Lab, one: &Podman, two: &Podman) -> Result<()> {
     let twice = two.container("web", "--network uber-net");
     let error = twice.err().context("two of one name")?;
     ensure!(format!("{error:#}").contains("is taken on"), "{error:#}");
+    // podman keeps the one that could not start.
+    two.run("rm -f -t 0 web")?;
     one.run("rm -f -t 0 web")?;
     Ok(())
 }
 
-/// With a newer Debian's podman, which finds the lab where it is:
+/// With a newer Debian's podman, in a mount namespace that has this one's /run:
 ///
 /// ```text
 /// debootstrap --variant=minbase --include=podman,netavark,runc,conmon,nftables,iputils-ping trixie DIR
-/// for tree in dev proc run sys; do mount --rbind /$tree DIR/$tree; done
-/// OVERLAY_DP_PODMAN_ROOT=DIR cargo test -p overlay-dp --test podman
+/// mkdir DIR/old; touch FILE
+/// unshare --mount=FILE --propagation unchanged sh -ec 'mount --bind DIR DIR
+///     for tree in dev proc run sys; do mount --rbind /$tree DIR/$tree; done
+///     cd DIR; pivot_root . old; umount -l /old'
+/// OVERLAY_DP_PODMAN_MOUNTS=FILE cargo test -p overlay-dp --test podman; umount FILE
 /// ```
 #[test]
 fn with_netavark() {
-    if !is_installed() || !has_netavark_plugins() {
+    if !is_installed() || !has(Backend::Netavark) {
         return;
     }
     test(BIN, two(), |lab| {

@@ -37,19 +37,30 @@ pub fn is_installed() -> bool {
     false
 }
 
-/// A directory with another Debian, whose podman is taken: see `with_netavark`.
-const ELSEWHERE: &str = "OVERLAY_DP_PODMAN_ROOT";
+/// A mount namespace with another Debian, whose podman is taken: see `with_netavark`.
+const ELSEWHERE: &str = "OVERLAY_DP_PODMAN_MOUNTS";
 
 /// `podman`, or how it is called elsewhere.
 fn words() -> Vec<String> {
     match std::env::var(ELSEWHERE) {
-        Ok(root) => vec!["chroot".to_owned(), root, "podman".to_owned()],
+        Ok(file) => ["nsenter", &format!("--mount={file}"), "podman"]
+            .map(str::to_owned)
+            .to_vec(),
         Err(_) => vec!["podman".to_owned()],
     }
 }
 
-/// Whether this podman's networks may be a plugin's.
-pub fn has_netavark_plugins() -> bool {
+/// How podman makes networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// Until podman 5.
+    Cni,
+    /// With plugins from podman 4.5.
+    Netavark,
+}
+
+/// Whether this podman has plugins for that.
+pub fn has(backend: Backend) -> bool {
     let words = words();
     let version = Command::new(&words[0])
         .args(&words[1..])
@@ -59,14 +70,18 @@ pub fn has_netavark_plugins() -> bool {
     let version = String::from_utf8_lossy(&version).into_owned();
     let number = version.split_whitespace().last().unwrap_or_default();
     let mut numbers = number.split('.').map_while(|part| part.parse::<u32>().ok());
-    let plugins = (numbers.next(), numbers.next()) >= (Some(4), Some(5));
-    if !plugins {
+    let number = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let has = match backend {
+        Backend::Cni => number < (5, 0),
+        Backend::Netavark => number >= (4, 5),
+    };
+    if !has {
+        let version = version.trim();
         eprintln!(
-            "SKIPPED: {} has no netavark plugins; {ELSEWHERE} may name a newer Debian",
-            version.trim()
+            "SKIPPED: {version} has no plugins for {backend:?}; {ELSEWHERE} may name another"
         );
     }
-    plugins
+    has
 }
 
 /// Gone with all its containers when dropped.
@@ -173,7 +188,7 @@ network_config_dir="{at}/net"
     /// Starts a container that stays, with options such as `--network`.
     pub fn container(&self, name: &str, options: &str) -> Result<()> {
         let run = format!(
-            "run -d --name {name} --cgroup-parent /{} -v /usr:/usr:ro {options} \
+            "run -d --name {name} --cap-add NET_RAW --cgroup-parent /{} -v /usr:/usr:ro {options} \
              {IMAGE} /busybox sleep {AT_MOST_SECONDS}",
             // The lab removes control groups that begin as its namespaces do.
             self.host.ns.name()

@@ -177,9 +177,8 @@ async fn create(mut described: Value) -> Result<Value> {
         .collect();
     described["subnets"] = subnets.into();
     described["ipv6_enabled"] = subnets_have_ipv6(&ours).into();
-    // Addresses and names are ours.
+    // Addresses are ours. (So are names: podman starts no DNS server for a plugin's network.)
     described["ipam_options"] = json!({ "driver": "none" });
-    described["dns_enabled"] = false.into();
     Ok(described)
 }
 
