@@ -183,6 +183,17 @@ impl Cluster {
             .map(|_| ())
     }
 
+    /// Has every host's container engine get a network, also those that join later.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn network_everywhere(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        ask(&self.node, Request::NetworkEverywhere { name })
+            .await
+            .map(|_| ())
+    }
+
     /// Asks for addresses or a MAC address for this host. What is granted is in
     /// [`Cluster::facts`] when this returns.
     ///

@@ -64,6 +64,9 @@ pub enum Request {
     NetworkRemove {
         name: String,
     },
+    NetworkEverywhere {
+        name: String,
+    },
     Grant {
         vni: Vni,
         want: Want,

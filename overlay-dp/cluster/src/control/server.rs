@@ -262,6 +262,7 @@ async fn member(
         }
         Request::NetworkCreate { spec, avoid } => Command::NetworkCreate { spec, avoid },
         Request::NetworkRemove { name } => Command::NetworkRemove { name },
+        Request::NetworkEverywhere { name } => Command::NetworkEverywhere { name },
         Request::Grant { vni, want } => {
             if let (Want::Addresses(_) | Want::Spare(_), Some(wait)) = (want, node.claims_first()) {
                 return Err(denied(format!(

@@ -22,6 +22,8 @@ pub enum Change {
     },
     /// A network is gone, with all in it.
     NetworkGone(Vni),
+    /// Every host's container engine is to have a network.
+    NetworkEverywhere(Vni),
     /// A host got offsets, or a spare of its became an ordinary one.
     Granted {
         /// The network.
@@ -164,6 +166,10 @@ impl Facts {
             }
             Change::NetworkGone(vni) => {
                 self.pools.remove(vni);
+                self.everywhere.remove(vni);
+            }
+            Change::NetworkEverywhere(vni) => {
+                self.everywhere.insert(*vni);
             }
             Change::Granted {
                 vni,

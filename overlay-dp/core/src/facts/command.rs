@@ -80,6 +80,11 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Has every host's container engine get a network.
+    NetworkEverywhere {
+        /// Its name.
+        name: String,
+    },
     /// A host asks for addresses.
     Grant {
         /// Which host.

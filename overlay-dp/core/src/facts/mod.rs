@@ -65,6 +65,9 @@ pub struct Facts {
     version: Version,
     hosts: BTreeMap<HostId, Host>,
     pools: BTreeMap<Vni, Pool>,
+    /// Networks that every host's container engine is to have.
+    #[serde(default)]
+    everywhere: BTreeSet<Vni>,
 }
 
 impl Facts {
@@ -101,6 +104,11 @@ impl Facts {
     /// One network, by its name.
     pub fn network_named(&self, name: &str) -> Option<&Network> {
         self.networks().find(|network| network.name == name)
+    }
+
+    /// Whether every host's container engine is to have a network.
+    pub fn is_everywhere(&self, vni: Vni) -> bool {
+        self.everywhere.contains(&vni)
     }
 
     /// What addresses of a network are chosen from; others must be asked for one by one.

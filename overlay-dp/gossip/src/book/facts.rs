@@ -140,7 +140,9 @@ impl Book {
                         all.touch(host, *vni, Part::Mac(*mac), false);
                     }
                 }
-                Change::WantedSet { .. } | Change::WantedGone { .. } => {}
+                Change::NetworkEverywhere(_)
+                | Change::WantedSet { .. }
+                | Change::WantedGone { .. } => {}
             }
         }
         all

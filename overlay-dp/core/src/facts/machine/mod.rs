@@ -215,6 +215,7 @@ impl StateMachine {
                 return Ok(Reply::Network(network));
             }
             Command::NetworkRemove { name } => networks::remove(facts, name, changes)?,
+            Command::NetworkEverywhere { name } => networks::everywhere(facts, name, changes)?,
             Command::Grant { host, vni, want } => {
                 let asked = grants::Asked::new(facts, *host, *vni, version)?;
                 return asked.grant(*want, changes);

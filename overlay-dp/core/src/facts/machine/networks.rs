@@ -86,6 +86,22 @@ pub(super) fn remove(facts: &Facts, name: &str, changes: &mut Vec<Change>) -> Re
     Ok(())
 }
 
+/// Said again, it changes nothing.
+pub(super) fn everywhere(
+    facts: &Facts,
+    name: &str,
+    changes: &mut Vec<Change>,
+) -> Result<(), Refusal> {
+    let network = facts.network_named(name);
+    let vni = network
+        .ok_or_else(|| Refusal::NoNetwork(name.to_owned()))?
+        .vni;
+    if !facts.is_everywhere(vni) {
+        changes.push(Change::NetworkEverywhere(vni));
+    }
+    Ok(())
+}
+
 /// The one of a family, if any.
 fn one_of_family<T: Copy>(
     given: &[T],
