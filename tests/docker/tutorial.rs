@@ -153,13 +153,17 @@ fn walk_through(lab: &Lab, bed: &mut Bed) -> Result<()> {
     let links = one.docker("exec test.3 /busybox ip addr")?;
     ensure!(links.contains("02:00:00:00:00:33"), "{links}");
 
+    a_stopped_agent(lab, &mut bed.agents, [one, two])?;
+
     // The daemon's restart.
     two.stop();
     *two = Dockerd::start(lab, 2)?;
     two.wait()?;
     two.docker("start test.2")?;
     pings(two, "test.2", "test.1")?;
-    pings(one, "test.3", "test.2")?;
+    pings(one, "test.3", &ip(two, "test.2", "uber-net")?.to_string())?;
+
+    everywhere(lab, one, two)?;
 
     // An end: nothing stays, in the cluster or on the hosts.
     one.docker("rm -f test.1 test.3")?;
@@ -204,4 +208,57 @@ fn other_networks(one: &Dockerd, two: &Dockerd) -> Result<()> {
         docker.docker("network rm blue")?;
     }
     Ok(())
+}
+
+/// One Docker is told, the other one gets it, too.
+fn everywhere(lab: &Lab, one: &Dockerd, two: &Dockerd) -> Result<()> {
+    let has = |docker: &Dockerd, name: &str| {
+        let names = docker.docker("network ls --format {{.Name}}");
+        names.is_ok_and(|names| names.lines().any(|line| line == name))
+    };
+    one.docker(&format!(
+        "network create {DRIVERS} -o overlay-dp.everywhere=true -o overlay-dp.network=green green"
+    ))?;
+    lab.host(2)
+        .overlay("network create red --subnet 10.88.0.0/24")?;
+    lab.host(2).overlay("docker create red --everywhere")?;
+    wait_until("both have both", SOON, || {
+        has(two, "green") && has(one, "red")
+    })?;
+    one.run("r1", "--network red --ip 10.88.0.40")?;
+    two.run("g2", "--network green")?;
+    two.docker("network connect red g2")?;
+    pings(two, "g2", "10.88.0.40")?;
+    one.docker("rm -f r1")?;
+    two.docker("rm -f g2")?;
+    // It goes where it was made, and then elsewhere; and it stays away where it was not wanted.
+    one.docker("network rm green red")?;
+    wait_until("it is gone from the other one", SOON, || !has(two, "green"))?;
+    ensure!(
+        has(two, "red") && !has(one, "red"),
+        "what is removed by hand stays removed"
+    );
+    two.docker("network rm red")?;
+    lab.host(1).overlay("network rm red").map(drop)
+}
+
+/// An agent that is told to stop detaches its containers; the next one plugs them in again, and
+/// tidies up after those that went meanwhile.
+fn a_stopped_agent(
+    lab: &Lab,
+    agents: &mut Vec<AgentProc>,
+    [one, two]: [&Dockerd; 2],
+) -> Result<()> {
+    one.run("short", "--network uber-net")?;
+    let pid: i32 = one.inspect("short", ".State.Pid")?.parse()?;
+    agents.remove(0).stop()?;
+    let links = one.docker("exec test.1 /busybox ip -o link")?;
+    ensure!(links.lines().count() == 1, "{links}");
+    // Ended by itself: Docker then waits for the plugin in vain, and goes on.
+    lab.host(1).ns.run(&format!("kill -9 {pid}"))?;
+    agents.insert(0, lab.start_agent(1, &args(lab, 1))?);
+    pings(two, "test.2", "test.1")?;
+    pings(one, "test.1", &ip(two, "test.2", "uber-net")?.to_string())?;
+    pings(two, "test.2", "test.3")?;
+    one.docker("rm -f short").map(drop)
 }

@@ -42,7 +42,7 @@ pub const EBPF_LINKER: [Package; 2] = [
 ];
 
 /// What the lab, the tests and the demo run.
-pub const LAB: [Package; 18] = [
+pub const LAB: [Package; 21] = [
     package("iproute2", "nstat", "namespaces, links, kernel counters"),
     package("iputils-ping", "ping", "checks round trips and MTU"),
     package("iputils-arping", "/usr/bin/arping", "checks ARP"),
@@ -72,9 +72,12 @@ pub const LAB: [Package; 18] = [
         "for looking at programs and maps in a kept lab",
     ),
     package("podman", "podman", "containers by CNI and netavark"),
-    package("runc", "runc", "runs podman's containers"),
+    package("runc", "runc", "runs podman's and Docker's containers"),
     package("conmon", "conmon", "watches podman's containers"),
     package("busybox-static", "busybox", "what is in containers"),
+    package("docker.io", "/usr/bin/dockerd", "containers of Docker's"),
+    package("containerd", "containerd", "watches Docker's containers"),
+    package("iptables", "iptables", "Docker does not start without"),
     package("util-linux", "setpriv", "runs the agent as systemd does"),
     package("systemd", "systemd-analyze", "checks the unit"),
 ];

@@ -137,16 +137,19 @@ impl Agent {
                 cluster.facts(|facts| facts.network_named(name).cloned())
             });
             tokio::spawn(Arc::clone(&addresses).run());
+            let options = &agent.options.docker;
             let ctx = Ctx {
                 cluster: cluster.clone(),
                 addresses,
                 agent: sender,
+                docker: options
+                    .plugin
+                    .is_some()
+                    .then(|| Arc::new(docker::Client::new(options.daemon.clone()))),
             };
-            if let Some(socket) = agent.options.docker.plugin.clone() {
-                let options = &agent.options;
-                let resolv_conf = &options.resolv_conf;
-                let docker =
-                    docker::start(&socket, &options.docker, resolv_conf, ctx.clone(), book)?;
+            if let Some((socket, client)) = options.plugin.clone().zip(ctx.docker.clone()) {
+                let resolv_conf = &agent.options.resolv_conf;
+                let docker = docker::start(&socket, client, resolv_conf, ctx.clone(), book)?;
                 agent.docker = Some(docker);
             }
             let api = server::start(&agent.options.instance, ctx, web).await?;

@@ -22,6 +22,7 @@
 pub mod admin;
 pub mod attachments;
 pub mod client;
+pub mod docker;
 mod metrics;
 mod names;
 pub mod overview;

@@ -83,6 +83,7 @@ pub(crate) async fn start(instance: &Instance, ctx: Ctx, web: Option<Web>) -> Re
         .merge(super::metrics::router())
         .merge(super::overview::router())
         .merge(super::trace::router())
+        .merge(super::docker::router())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .with_state(ctx);
@@ -107,6 +108,8 @@ pub(crate) struct Ctx {
     pub cluster: Cluster,
     pub addresses: Arc<Addresses>,
     pub agent: mpsc::Sender<Request>,
+    /// For asking this host's Docker, if it is served.
+    pub docker: Option<Arc<crate::docker::Client>>,
 }
 
 impl Ctx {

@@ -57,6 +57,9 @@ pub enum Command {
     Container(ContainerCommand),
     /// Run a command in a network namespace of its own, attached to a network while it runs
     Run(Box<super::run::RunArgs>),
+    /// Docker's networks
+    #[command(subcommand)]
+    Docker(super::docker::DockerCommand),
     /// The forwarding table: which MAC is behind which VTEP or port
     #[command(subcommand)]
     Fdb(FdbCommand),

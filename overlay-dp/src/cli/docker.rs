@@ -3,13 +3,57 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, Subcommand};
+use hyper::Method;
 
+use super::print;
+use crate::api::client::call;
+use crate::api::docker::{DockerCreate, DockerNetwork};
 use crate::docker::Options;
 use crate::instance::Instance;
 
 /// Where Docker finds its plugins.
 const PLUGIN: &str = "/run/docker/plugins/overlay-dp.sock";
+
+/// `docker`
+#[derive(Debug, Subcommand)]
+pub enum DockerCommand {
+    /// Have this host's Docker make its network of a network of the cluster's, by the same name
+    #[command(
+        after_help = "As 'docker network create -d overlay-dp --ipam-driver overlay-dp' with the network's name, subnets \
+    and gateways, so that 'docker run --ip' works, too. 'docker network rm' undoes it.
+
+Examples:
+  overlay-dp network create uber-net
+  overlay-dp docker create uber-net --everywhere
+  docker run -d --name test.1 --network uber-net nginx"
+    )]
+    Create {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Every other host's Docker gets it, too, also of hosts that join later
+        #[arg(long)]
+        everywhere: bool,
+    },
+}
+
+pub(super) async fn run(instance: &Instance, json: bool, command: DockerCommand) -> Result<()> {
+    let DockerCommand::Create { names, everywhere } = command;
+    let mut made: Vec<DockerNetwork> = Vec::new();
+    for name in names {
+        let ask = DockerCreate { name, everywhere };
+        let path = "/v1/docker/networks";
+        made.push(call(instance, Method::POST, path, Some(&ask)).await?);
+    }
+    print(json, &made, || {
+        let line = |network: &DockerNetwork| {
+            let subnets: Vec<String> = network.subnets.iter().map(ToString::to_string).collect();
+            format!("{}: {}, {}", network.name, subnets.join(", "), network.id)
+        };
+        made.iter().map(line).collect::<Vec<_>>().join("\n")
+    })
+}
 
 /// What `attach` is told about Docker.
 #[derive(Debug, Args)]

@@ -137,6 +137,7 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
             print(json, &vteps, || render::vteps(&vteps))
         }
         Command::Network(command) => network(instance, json, command).await,
+        Command::Docker(command) => docker::run(instance, json, command).await,
         Command::Container(command) => container(instance, json, command).await,
         Command::Fdb(command) => fdb(instance, json, command).await,
     }

@@ -1,13 +1,13 @@
 //! What Docker has been told, which it never asks again: on disk before it is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use ipnetwork::IpNetwork;
 use overlay_core::facts::NetworkSpec;
-use overlay_core::model::{MacAddr, Network};
+use overlay_core::model::{MacAddr, Network, Vni};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,9 @@ pub struct Book {
     pub endpoints: BTreeMap<String, DockerEndpoint>,
     /// Addresses that Docker has, by the network's name and the offset.
     pub held: BTreeMap<String, BTreeMap<u32, Held>>,
-    /// How many there were so far.
+    /// Networks for every host that were removed from this Docker by hand.
+    pub declined: BTreeSet<Vni>,
+    /// How many addresses there were so far.
     pub count: u64,
 }
 
@@ -59,9 +61,9 @@ pub struct DockerNetwork {
     pub internal: bool,
     /// Whether it was made in the cluster for this Docker, and goes with it.
     pub made: bool,
-    /// Whether the other hosts' Dockers are to have it, too.
+    /// Whether an agent had Docker make it, since every host has it: it goes with the cluster's.
     #[serde(default)]
-    pub everywhere: bool,
+    pub follows: bool,
     /// How to make it again, if the cluster has it no more.
     pub spec: NetworkSpec,
 }

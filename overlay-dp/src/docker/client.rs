@@ -21,7 +21,7 @@ const LIMIT: usize = 64 << 20;
 /// As old as Debian 12's Docker understands, and as new as what is asked for here needs.
 const VERSION: &str = "/v1.40";
 
-/// A daemon.
+/// Docker's daemon.
 pub struct Client {
     socket: PathBuf,
 }
@@ -85,6 +85,7 @@ pub struct InNetwork {
 }
 
 impl Client {
+    /// The one on that socket, whether or not it runs.
     pub fn new(socket: PathBuf) -> Client {
         Client { socket }
     }
@@ -97,6 +98,44 @@ impl Client {
     /// `None` when there is no such container.
     pub async fn container(&self, id: &str) -> Result<Option<Container>> {
         self.get(&format!("/containers/{id}/json")).await
+    }
+
+    /// Makes a network, and returns its id.
+    pub async fn create_network(&self, ask: &serde_json::Value) -> Result<String> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Made {
+            id: String,
+        }
+        #[derive(Deserialize)]
+        struct Refused {
+            message: String,
+        }
+        let asked = self.exchange(Method::POST, "/networks/create", Some(ask));
+        let (status, bytes) = timeout(PATIENCE, asked)
+            .await
+            .context("Docker does not answer")??;
+        if status == 201 {
+            let made: Made = serde_json::from_slice(&bytes).context("Docker's answer")?;
+            return Ok(made.id);
+        }
+        match serde_json::from_slice::<Refused>(&bytes) {
+            Ok(refused) => bail!("{}", refused.message),
+            Err(_) => bail!("it answers {status}"),
+        }
+    }
+
+    /// Removes a network; one that is gone is fine.
+    pub async fn remove_network(&self, id: &str) -> Result<()> {
+        let path = format!("/networks/{id}");
+        let asked = self.exchange(Method::DELETE, &path, None);
+        let (status, bytes) = timeout(PATIENCE, asked)
+            .await
+            .context("Docker does not answer")??;
+        match status {
+            204 | 404 => Ok(()),
+            _ => bail!("Docker keeps it: {}", String::from_utf8_lossy(&bytes)),
+        }
     }
 
     /// The stream of what happens to containers and networks.

@@ -7,7 +7,9 @@
 
 mod book;
 mod client;
+mod create;
 mod endpoint;
+mod everywhere;
 mod ipam;
 mod names;
 mod network;
@@ -26,12 +28,15 @@ use tokio::task::JoinHandle;
 
 use crate::api::server::Ctx;
 pub use book::Store;
-use client::Client;
+pub use client::Client;
+pub(crate) use create::create;
 
 /// The name of the cluster's network, in `-o` and `--ipam-opt`.
 const NETWORK_OPTION: &str = "overlay-dp.network";
 /// Whether the other hosts' Dockers get the network, too.
 const EVERYWHERE_OPTION: &str = "overlay-dp.everywhere";
+/// Its value in networks that an agent had Docker make.
+const FOLLOWS: &str = "follows";
 /// The VNI of a network that is made.
 const VNI_OPTION: &str = "overlay-dp.vni";
 
@@ -58,7 +63,7 @@ struct Plugin {
     store: Store,
     /// See [`ipam`].
     wish: Mutex<Option<ipam::Wish>>,
-    client: Client,
+    client: Arc<Client>,
     /// Names are to be asked for, or networks to be told of.
     news: Notify,
     /// The host's resolvers are named there.
@@ -69,7 +74,7 @@ struct Plugin {
 pub struct Docker {
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
-    names: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
     socket: PathBuf,
 }
 
@@ -79,7 +84,7 @@ pub struct Docker {
 /// When the socket can't be made.
 pub(crate) fn start(
     socket: &Path,
-    options: &Options,
+    client: Arc<Client>,
     resolv_conf: &Path,
     ctx: Ctx,
     store: Store,
@@ -93,11 +98,14 @@ pub(crate) fn start(
         ctx,
         store,
         wish: Mutex::new(None),
-        client: Client::new(options.daemon.clone()),
+        client,
         news: Notify::new(),
         resolv_conf: resolv_conf.to_owned(),
     });
-    let names = tokio::spawn(names::run(Arc::clone(&plugin)));
+    let tasks = [
+        tokio::spawn(names::run(Arc::clone(&plugin))),
+        tokio::spawn(everywhere::run(Arc::clone(&plugin))),
+    ];
     let (stop, stopped) = oneshot::channel::<()>();
     let router = server::router(plugin);
     let served = tokio::spawn(async move {
@@ -111,7 +119,7 @@ pub(crate) fn start(
     Ok(Docker {
         stop,
         served,
-        names,
+        tasks,
         socket: socket.to_owned(),
     })
 }
@@ -119,7 +127,7 @@ pub(crate) fn start(
 impl Docker {
     /// Lets answers that are under way finish, and removes the socket.
     pub async fn stop(self) {
-        self.names.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         let _ = self.stop.send(());
         let _ = tokio::time::timeout(ANSWER_WAIT, self.served).await;
         remove_socket(&self.socket);

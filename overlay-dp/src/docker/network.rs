@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::book::DockerNetwork;
 use super::ipam::{Wish, pool_id, subnets};
 use super::wire::{GENERIC, INTERNAL, OfNetwork, PoolData};
-use super::{EVERYWHERE_OPTION, NETWORK_OPTION, Plugin, VNI_OPTION};
+use super::{EVERYWHERE_OPTION, FOLLOWS, NETWORK_OPTION, Plugin, VNI_OPTION};
 
 /// How long the removal waits for other hosts to give their addresses back.
 const GIVE_BACK: Duration = Duration::from_secs(3);
@@ -25,6 +25,8 @@ struct Wanted {
     name: Option<String>,
     vni: Option<overlay_core::model::Vni>,
     everywhere: bool,
+    /// Docker was asked by us, since it is everywhere.
+    follows: bool,
     internal: bool,
 }
 
@@ -105,14 +107,15 @@ impl Plugin {
             }
         }
         self.store.change(|book| {
-            let network = DockerNetwork {
+            let docker_network = DockerNetwork {
                 name: name.clone(),
                 internal: wanted.internal,
                 made,
-                everywhere: wanted.everywhere,
+                follows: wanted.follows,
                 spec,
             };
-            book.networks.insert(id.clone(), network);
+            book.networks.insert(id.clone(), docker_network);
+            book.declined.remove(&network.vni);
             for pool in &pools {
                 if let Some(pool) = book.pools.get_mut(&pool_id(pool.subnet)) {
                     pool.reserved.clear();
@@ -121,6 +124,9 @@ impl Plugin {
             Ok(())
         })?;
         self.wish.lock().take();
+        if wanted.everywhere {
+            self.ctx.cluster.network_everywhere(&name).await?;
+        }
         tracing::info!(network = %network.name, docker = %short(&id), made, "Docker has the network");
         self.news.notify_one();
         Ok(())
@@ -142,6 +148,12 @@ impl Plugin {
             .facts(|f| f.network_named(&gone.name).cloned())
         {
             self.release_reserved(&network)?;
+            if self.ctx.cluster.facts(|f| f.is_everywhere(network.vni)) {
+                self.store.change(|book| {
+                    book.declined.insert(network.vni);
+                    Ok(())
+                })?;
+            }
         }
         if gone.made && !self.store.read(|book| book.has_network(&gone.name)) {
             self.remove_from_cluster(&gone.name).await;
@@ -292,6 +304,7 @@ impl Wanted {
             name: None,
             vni: None,
             everywhere: false,
+            follows: false,
             internal: flag(INTERNAL),
         };
         let generic = options.get(GENERIC).and_then(Value::as_object);
@@ -299,6 +312,7 @@ impl Wanted {
             let text = value.as_str().unwrap_or_default();
             match key.as_str() {
                 NETWORK_OPTION => wanted.name = Some(text.to_owned()),
+                EVERYWHERE_OPTION if text == FOLLOWS => wanted.follows = true,
                 EVERYWHERE_OPTION => wanted.everywhere = is_true(value),
                 VNI_OPTION => {
                     let number: u32 = text.parse().with_context(|| format!("-o {key}={text}"))?;
