@@ -8,6 +8,8 @@
 
 #[path = "seeing/browser.rs"]
 mod browser;
+#[path = "seeing/capture.rs"]
+mod capture;
 #[path = "seeing/http.rs"]
 mod http;
 #[path = "seeing/metrics.rs"]

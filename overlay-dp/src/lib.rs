@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 pub mod bpf;
+pub mod capture;
 pub mod cli;
 pub mod docker;
 pub mod instance;

@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+mod capture;
 mod decap;
 mod encap;
 mod log;
@@ -16,6 +17,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use overlay_common::capture::Place;
 use overlay_common::counters::{DropReason, Stat};
 use overlay_common::echo;
 use overlay_common::outer::{OuterV4, OuterV6};
@@ -28,6 +30,7 @@ use overlay_common::wire::{
     ETH_LEN, ETH_P_IP, Family, Mac, OUTER_V4_LEN, OUTER_V6_LEN, UDP_LEN, VXLAN_LEN,
 };
 
+use crate::capture::Mirror;
 use crate::decap::{Decap, rewrite_ecn};
 use crate::encap::{Encap, EncapError, Headers};
 use crate::maps::{Maps, OVL_XSKS, count, count_drop};
@@ -99,10 +102,13 @@ enum Origin {
 type Slot = MaybeUninit<Verdict<'static>>;
 
 #[inline(always)]
-fn port<P: Encap + Decap + Rewrite>(mut packet: P) -> i32 {
+fn port<P: Encap + Decap + Rewrite + Mirror>(mut packet: P) -> i32 {
     count(Stat::PortFrames);
     let mut slot = Slot::uninit();
     let mut decided = decide_port(&packet, &mut slot);
+    // SAFETY: `decide_port` has written it when it returned Ok.
+    let verdict = decided.map(|()| unsafe { slot.assume_init_ref() });
+    capture::decided(&packet, Place::Sent, verdict);
     // SAFETY: `decide_port` has written it when it returned Ok.
     if decided.is_ok()
         && let Verdict::Balance { vni } = *unsafe { slot.assume_init_ref() }
@@ -127,7 +133,7 @@ fn port<P: Encap + Decap + Rewrite>(mut packet: P) -> i32 {
 }
 
 #[inline(always)]
-fn uplink<P: Encap + Decap + Rewrite>(packet: P) -> i32 {
+fn uplink<P: Encap + Decap + Rewrite + Mirror>(packet: P) -> i32 {
     let mut slot = Slot::uninit();
     let decided = decide_uplink(&packet, &mut slot);
     // SAFETY: `decide_uplink` has written it when it returned Ok.
@@ -136,11 +142,12 @@ fn uplink<P: Encap + Decap + Rewrite>(packet: P) -> i32 {
         return P::PASS;
     }
     count(Stat::UplinkFrames);
+    capture::decided(&packet, Place::Arrived, verdict);
     finish(packet, verdict, Origin::Uplink)
 }
 
 #[inline(always)]
-fn agent<P: Encap + Decap + Rewrite>(packet: P) -> i32 {
+fn agent<P: Encap + Decap + Rewrite + Mirror>(packet: P) -> i32 {
     let mut slot = Slot::uninit();
     let decided = decide_agent(&packet, &mut slot);
     // SAFETY: `decide_agent` has written it when it returned Ok.
@@ -174,7 +181,7 @@ fn decide_agent<P: Packet>(packet: &P, slot: &mut Slot) -> Result<(), DropReason
 
 /// Carries out what was decided; what fails is a drop with a reason.
 #[inline(always)]
-fn finish<P: Encap + Decap + Rewrite>(
+fn finish<P: Encap + Decap + Rewrite + Mirror>(
     mut packet: P,
     verdict: Result<&Verdict<'static>, DropReason>,
     origin: Origin,
@@ -190,7 +197,7 @@ fn finish<P: Encap + Decap + Rewrite>(
 }
 
 #[inline(never)]
-fn carry_out<P: Encap + Decap + Rewrite>(
+fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
     packet: &mut P,
     verdict: &Verdict<'static>,
     origin: Origin,
@@ -211,7 +218,10 @@ fn carry_out<P: Encap + Decap + Rewrite>(
                 Family::V6 => encap(packet, &OuterV6::to_vtep(config, vtep, dst, meta, vni)),
             };
             match encapsulated {
-                Ok(()) => done(packet.redirect(vtep.ifindex), Stat::Encapsulated),
+                Ok(()) => {
+                    capture::goes(packet, Place::Left, vtep.ifindex);
+                    done(packet.redirect(vtep.ifindex), Stat::Encapsulated)
+                }
                 Err(EncapError::Unable) => hand_over(packet, origin, Reason::CantEncap, vni),
                 Err(EncapError::Failed(reason)) => Err(reason),
             }
@@ -220,6 +230,7 @@ fn carry_out<P: Encap + Decap + Rewrite>(
             if answer != 0 {
                 answer_as_vip(packet, answer)?;
             }
+            capture::goes(packet, Place::Delivered, ifindex);
             done(packet.deliver(ifindex), Stat::Switched)
         }
         // There was nobody to give it to.
@@ -245,6 +256,7 @@ fn carry_out<P: Encap + Decap + Rewrite>(
             if answer != 0 {
                 answer_as_vip(packet, answer)?;
             }
+            capture::goes(packet, Place::Delivered, ifindex);
             match origin {
                 // What the agent sends has been on a veth of its own: the long way is right for
                 // every protocol.
@@ -257,11 +269,13 @@ fn carry_out<P: Encap + Decap + Rewrite>(
             if unsound {
                 say_unsound(packet, family)?;
             }
+            capture::goes(packet, Place::Left, packet.ifindex());
             done(packet.redirect(packet.ifindex()), Stat::EchoReplies)
         }
         Verdict::Forward { vtep } => {
             packet.store(0, &vtep.dst_mac)?;
             packet.store(6, &vtep.src_mac)?;
+            capture::goes(packet, Place::Left, vtep.ifindex);
             done(packet.redirect(vtep.ifindex), Stat::AgentToVtep)
         }
     }
@@ -395,11 +409,14 @@ fn exchange<P: Packet, const N: usize>(packet: &mut P, at: usize) -> Result<(), 
 
 /// Sends an answer back to who asked.
 #[inline(always)]
-fn reply<P: Packet>(packet: &P, origin: Origin, stat: Stat) -> Result<i32, DropReason> {
+fn reply<P: Mirror>(packet: &P, origin: Origin, stat: Stat) -> Result<i32, DropReason> {
     match origin {
         // Not XDP_TX: a veth leaves such frames lying in the other end's ring, unless that end has
         // an XDP program of its own.
-        Origin::Port => done(packet.redirect(packet.ifindex()), stat),
+        Origin::Port => {
+            capture::goes(packet, Place::Delivered, packet.ifindex());
+            done(packet.redirect(packet.ifindex()), stat)
+        }
         // Only ports ask.
         Origin::Uplink | Origin::Agent => Err(DropReason::Helper),
     }

@@ -64,7 +64,7 @@ impl Bpf {
                 "this overlay-dp was built without its eBPF programs: run 'cargo xtask build-ebpf' and build it again"
             );
         }
-        let maps_dir = pin_dir.join(LAYOUT_VERSION).join("maps");
+        let maps_dir = Bpf::maps_dir(pin_dir);
         let links = pin_dir.join(LAYOUT_VERSION).join("links");
         for dir in [&maps_dir, &links] {
             fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
@@ -82,6 +82,11 @@ impl Bpf {
             root: pin_dir.to_owned(),
             maps,
         })
+    }
+
+    /// Where maps are pinned, below the agent's pins.
+    pub fn maps_dir(pin_dir: &Path) -> PathBuf {
+        pin_dir.join(LAYOUT_VERSION).join("maps")
     }
 
     /// The object, for aya-log.

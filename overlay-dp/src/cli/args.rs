@@ -82,6 +82,8 @@ pub enum Command {
         #[arg(long)]
         repair: bool,
     },
+    /// Write packets to a pcapng file: what containers send and get, or the tunnels' packets
+    Capture(Box<super::capture::CaptureArgs>),
     /// Follow what goes on: networks, endpoints, rates, drops, latency
     Top(super::top::TopArgs),
     /// Why a packet would be dropped, or where it would go, step by step on both hosts

@@ -2,6 +2,7 @@
 
 mod admin;
 pub mod args;
+mod capture;
 mod docker;
 mod docs;
 mod render;
@@ -126,6 +127,7 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
             let status: Status = call(instance, get, "/v1/status", none).await?;
             print(json, &status, || render::status(&status))
         }
+        Command::Capture(args) => capture::capture(instance, json, *args).await,
         Command::Top(args) => top::top(instance, json, args).await,
         Command::Trace(args) => trace::trace(instance, json, args).await,
         Command::Host(command) => admin::host(instance, json, command).await,

@@ -34,6 +34,10 @@ pub mod names {
     pub const DROPS: &str = "OVL_DROPS";
     /// `PerCpuArray<u64>` indexed by [`crate::counters::Stat`].
     pub const STATS: &str = "OVL_STATS";
+    /// `Array<Control>` with one entry: see [`crate::capture`].
+    pub const CAPTURE: &str = "OVL_CAPTURE";
+    /// `PerfEventArray` of what is captured.
+    pub const CAPTURED: &str = "OVL_CAPTURED";
     /// `XskMap` with the agent's AF_XDP socket at 0.
     pub const XSKS: &str = "OVL_XSKS";
     /// `HashMap<SlotKey, Peer>`: see [`crate::service`].

@@ -9,6 +9,7 @@
 extern crate std;
 
 pub mod bulk;
+pub mod capture;
 pub mod checksum;
 pub mod counters;
 pub mod echo;
