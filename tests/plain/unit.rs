@@ -144,6 +144,32 @@ fn the_agent_needs_each_of_them() {
     });
 }
 
+/// systemd must not have it join again, nor make a cluster of its own.
+#[test]
+fn an_agent_that_is_not_to_come_back_says_so() {
+    let spec = LabSpec {
+        containers: 0,
+        ..LabSpec::default()
+    };
+    test(BIN, spec, |lab| {
+        let text = fs::read_to_string(unit())?;
+        ensure!(text.lines().any(|line| line == "Restart=on-failure"));
+        ensure!(
+            text.lines()
+                .any(|line| line == "RestartPreventExitStatus=3")
+        );
+        let mut first = lab.start_agent(1, "")?;
+        let mut second = lab.start_agent(2, &join_args(lab.host(1), false)?)?;
+        lab.host(1).overlay("host rm --force host2")?;
+        let status = second.ended()?;
+        ensure!(status.code() == Some(3), "removed: {status}");
+        lab.host(1).overlay("detach")?;
+        let status = first.ended()?;
+        ensure!(status.success(), "detached: {status}");
+        Ok(())
+    });
+}
+
 #[test]
 fn the_unit_is_sound() -> Result<()> {
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");

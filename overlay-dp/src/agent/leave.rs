@@ -235,6 +235,25 @@ fn remove_resolv_confs(instance: &Instance) {
     }
 }
 
+/// The agent ended because its host is no member any more.
+#[derive(Debug)]
+pub struct Expelled;
+
+impl Expelled {
+    /// The program's exit status then: whoever starts it again is told not to, by this.
+    pub const EXIT_STATUS: u8 = 3;
+}
+
+impl std::fmt::Display for Expelled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(
+            "this host was removed from the cluster: its containers are detached; to come back, join with a token",
+        )
+    }
+}
+
+impl std::error::Error for Expelled {}
+
 impl Agent {
     /// Whether this host may leave the cluster.
     pub(super) fn may_leave(&self, force: bool) -> Result<()> {
@@ -296,9 +315,7 @@ impl Agent {
         let cluster = self.cluster.clone();
         self.remove_datapath(true).await;
         cluster.shutdown().await;
-        anyhow!(
-            "this host was removed from the cluster: its containers are detached; to come back, join with a token"
-        )
+        Expelled.into()
     }
 
     async fn remove_datapath(mut self, with_state: bool) -> Vec<String> {

@@ -51,7 +51,7 @@ use crate::docker::Docker;
 
 pub use docker::{DockerJoin, DockerName, DockerPlug};
 pub use judge::{Fate, Judge, Judgement, To, Tried};
-pub use leave::clean_up_after_dead_agent;
+pub use leave::{Expelled, clean_up_after_dead_agent};
 pub use options::{Datapath, OnExit, Options};
 pub use start::prepare_restore;
 pub use state::{JsonFile, Port};

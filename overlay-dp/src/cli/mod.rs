@@ -35,13 +35,15 @@ pub fn main() -> ExitCode {
     let json = cli.json;
     match run(cli) {
         Ok(code) => code,
-        Err(error) if json => {
-            eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") }));
-            ExitCode::FAILURE
-        }
         Err(error) => {
-            eprintln!("overlay-dp: {error:#}");
-            ExitCode::FAILURE
+            match json {
+                true => eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") })),
+                false => eprintln!("overlay-dp: {error:#}"),
+            }
+            match error.is::<agent::Expelled>() {
+                true => ExitCode::from(agent::Expelled::EXIT_STATUS),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
