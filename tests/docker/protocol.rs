@@ -1,11 +1,13 @@
 //! The plugin, called as Docker calls it, and as nobody should.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use overlay_lab::{AgentProc, Dockerd, LabSpec, test};
+use overlay_lab::{AgentProc, Dockerd, LabSpec, test, wait_until};
 use serde_json::{Value, json};
 
 use super::BIN;
@@ -445,6 +447,101 @@ fn the_socket_goes_with_the_agent() {
         ensure!(!plugin.0.exists(), "a stopped agent leaves the socket");
         ensure!(Path::new("/run").exists(), "too much is gone");
         let (agent, _) = start(lab)?;
+        Ok(agent)
+    });
+}
+
+/// What a daemon knows, as it answers: the body by path, without the API's version.
+type Known = Arc<Mutex<Vec<(&'static str, Value)>>>;
+
+/// A daemon that knows no more than it is told, and never has events.
+fn daemon(socket: &Path, known: &Known) -> Result<()> {
+    let listener = UnixListener::bind(socket)?;
+    let known = Arc::clone(known);
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).unwrap_or(0);
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            let path = request.split_whitespace().nth(1).unwrap_or_default();
+            let path = path.trim_start_matches("/v1.40");
+            if path.starts_with("/events") {
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                );
+                open.push(stream);
+                continue;
+            }
+            let known = known.lock().unwrap_or_else(|broken| broken.into_inner());
+            let found = known.iter().find(|(of, _)| *of == path);
+            let (status, body) = match found {
+                Some((_, body)) => ("200 OK", body.to_string()),
+                None => ("404 Not Found", "{}".to_owned()),
+            };
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n");
+            let _ = write!(stream, "{head}{body}");
+        }
+    });
+    Ok(())
+}
+
+#[test]
+fn what_docker_knows_is_taken_and_what_it_has_forgotten_given_back() {
+    test(BIN, one_host(), |lab| {
+        std::fs::create_dir_all(Dockerd::dir(lab, 1))?;
+        let known = Known::default();
+        daemon(&Dockerd::dir(lab, 1).join("docker.sock"), &known)?;
+        let set = |all: Vec<(&'static str, Value)>| {
+            *known.lock().unwrap_or_else(|broken| broken.into_inner()) = all;
+        };
+        let (agent, plugin) = start(lab)?;
+        let host = lab.host(1);
+        let pool = plugin.good("IpamDriver.RequestPool", json!({"Pool": "10.8.0.0/24"}))?;
+        plugin.create("n1", "uber-net", &pool)?;
+        let address = plugin.address("overlay-dp/10.8.0.0/24", "")?;
+        let id = "e1aaaaaaaaaaaa";
+        plugin.good(
+            "NetworkDriver.CreateEndpoint",
+            endpoint("n1", id, &[&address]),
+        )?;
+        let attached = json!({"c1": {"Name": "web.1", "EndpointID": id}});
+        let container = json!({
+            "Name": "/web.1", "State": {"Pid": 0}, "Config": {"Labels": {"overlay-dp.service": "web"}},
+            "NetworkSettings": {"Networks": {"x": {"EndpointID": id, "Aliases": ["a", "web.1", "no name"]}}},
+        });
+        set(vec![
+            ("/networks/n1", json!({"Containers": attached})),
+            ("/containers/c1/json", container),
+        ]);
+        let join = json!({"NetworkID": "n1", "EndpointID": id, "SandboxKey": "/nowhere"});
+        plugin.good("NetworkDriver.Join", join)?;
+        let mut shown = Value::Null;
+        wait_until(
+            "the container has its names",
+            Duration::from_secs(10),
+            || {
+                shown = host.overlay_json("container ls").unwrap_or_default();
+                let row = &shown[0];
+                row["name"] == "web.1" && row["service"] == "web" && row["aliases"] == json!(["a"])
+            },
+        )
+        .with_context(|| shown.to_string())?;
+        // First the container, and then its network, without a word to the plugin.
+        set(vec![("/networks/n1", json!({"Containers": {}}))]);
+        wait_until("the endpoint is forgotten", Duration::from_secs(75), || {
+            host.overlay_json("container ls")
+                .is_ok_and(|all| all == json!([]))
+        })?;
+        let wanted = address.trim_end_matches("/24");
+        let again = || plugin.address("overlay-dp/10.8.0.0/24", wanted);
+        wait_until("its address is free", Duration::from_secs(10), || {
+            again().is_ok()
+        })?;
+        plugin.release("overlay-dp/10.8.0.0/24", &address)?;
+        plugin.good("NetworkDriver.DeleteNetwork", json!({"NetworkID": "n1"}))?;
         Ok(agent)
     });
 }

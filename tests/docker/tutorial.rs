@@ -23,12 +23,13 @@ impl Bed {
         for number in [1, 2] {
             let dir = Dockerd::dir(lab, number);
             std::fs::create_dir_all(&dir)?;
-            // Nobody listens there: what is no name of ours is known at once to be none.
-            let [a, b, c, _] = lab.host(number).ip.octets();
-            std::fs::write(
-                dir.join("resolv.conf"),
-                format!("nameserver {a}.{b}.{c}.1\n"),
-            )?;
+            // Nobody listens there: what is no name of ours is known at once to be none. One host
+            // is its own resolver, which Docker asks on the host itself: see --dns below.
+            let resolver = match number {
+                1 => "172.31.1.1",
+                _ => "127.0.0.1",
+            };
+            std::fs::write(dir.join("resolv.conf"), format!("nameserver {resolver}\n"))?;
         }
         let mut dockers = [Dockerd::start(lab, 1)?, Dockerd::start(lab, 2)?];
         let mut agents = vec![lab.start_agent(1, &args(lab, 1))?];
@@ -105,7 +106,7 @@ fn walk_through(lab: &Lab, bed: &mut Bed) -> Result<()> {
     one.run("test.1", "--network uber-net --network-alias first")?;
     two.run(
         "test.2",
-        "--network uber-net --label overlay-dp.service=web --hostname second",
+        "--network uber-net --label overlay-dp.service=web --hostname second --dns 192.0.2.53",
     )?;
     let (ip1, ip2) = (
         ip(one, "test.1", "uber-net")?,

@@ -10,6 +10,7 @@ mod client;
 mod create;
 mod endpoint;
 mod everywhere;
+mod forget;
 mod ipam;
 mod names;
 mod network;
