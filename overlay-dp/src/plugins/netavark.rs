@@ -157,9 +157,8 @@ impl Network {
 async fn create(mut described: Value) -> Result<Value> {
     let network: Network =
         serde_json::from_value(described.clone()).context("can't understand the network")?;
-    let unknown = network.options.iter().flatten();
-    let unknown = unknown.map(|(name, _)| name.as_str());
-    if let Some(name) = unknown.filter(|name| !OPTIONS.contains(name)).next() {
+    let mut options = network.options.iter().flatten().map(|(name, _)| name);
+    if let Some(name) = options.find(|name| !OPTIONS.contains(&name.as_str())) {
         bail!("no option '{name}': there are {}", OPTIONS.join(", "));
     }
     let ours = find_or_make(&network.instance()?, network.ours(), &network.make()?).await?;
