@@ -213,11 +213,20 @@ fn what_is_malformed_or_unknown_is_refused_and_harms_nothing() {
             "NetworkDriver.DeleteNetwork",
             "NetworkDriver.EndpointOperInfo",
             "NetworkDriver.DiscoverNew",
+            "NetworkDriver.ProgramExternalConnectivity",
             "IpamDriver.ReleaseAddress",
             "IpamDriver.ReleasePool",
         ] {
             plugin.good(method, none())?;
         }
+        let port = json!([{"Proto": 6, "Port": 80, "HostPort": 8080, "HostPortEnd": 8080}]);
+        let mut publish = none();
+        publish["Options"] = json!({"com.docker.network.portmap": port});
+        plugin.bad(
+            "NetworkDriver.ProgramExternalConnectivity",
+            publish,
+            &["leave -p out"],
+        )?;
         // Another IPAM driver's pool, and no name at all.
         let foreign = json!({"Pool": "10.5.0.0/24"});
         plugin.bad(

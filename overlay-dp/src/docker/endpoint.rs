@@ -13,7 +13,7 @@ use overlay_core::model::{Endpoint, MacAddr, Network};
 use super::Plugin;
 use super::book::{DockerEndpoint, Held};
 use super::network::short;
-use super::wire::{Interface, InterfaceName, Joined, OfEndpoint, StaticRoute};
+use super::wire::{Interface, InterfaceName, Joined, OfEndpoint, PORT_MAP, StaticRoute};
 use crate::agent::{DockerJoin, Request};
 
 impl Plugin {
@@ -213,6 +213,17 @@ impl Plugin {
             book.endpoints.remove(id);
             Ok(())
         })
+    }
+
+    /// A port that is not published must not look as if it were.
+    pub(super) fn publish(ask: &OfEndpoint) -> Result<()> {
+        let options = ask.options.as_ref();
+        let ports = options.and_then(|options| options.get(PORT_MAP)?.as_array());
+        ensure!(
+            ports.is_none_or(Vec::is_empty),
+            "overlay-dp does not publish ports of Docker's containers: leave -p out"
+        );
+        Ok(())
     }
 
     /// The cluster's network behind one of Docker's.

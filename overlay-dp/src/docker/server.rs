@@ -118,11 +118,11 @@ async fn network_driver(plugin: &Plugin, method: &str, body: &[u8]) -> Option<Re
         "Leave" => parse::<OfEndpoint>(body)
             .and_then(|ask| plugin.leave(&ask))
             .map(nothing),
-        // Their networks are the swarm's, and their news other daemons: we have our own.
-        "ProgramExternalConnectivity"
-        | "RevokeExternalConnectivity"
-        | "DiscoverNew"
-        | "DiscoverDelete" => Ok(json!({})),
+        "ProgramExternalConnectivity" => parse::<OfEndpoint>(body)
+            .and_then(|ask| Plugin::publish(&ask))
+            .map(nothing),
+        // Discovery is of a swarm's other daemons: we know our hosts.
+        "RevokeExternalConnectivity" | "DiscoverNew" | "DiscoverDelete" => Ok(json!({})),
         _ => return None,
     };
     Some(done)

@@ -11,6 +11,8 @@ pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
 /// The key of what `-o` has set, in the options of `CreateNetwork`.
 pub const GENERIC: &str = "com.docker.network.generic";
+/// `-p`: ports that are to be published, in the options of `ProgramExternalConnectivity`.
+pub const PORT_MAP: &str = "com.docker.network.portmap";
 /// `--internal`.
 pub const INTERNAL: &str = "com.docker.network.internal";
 /// What an address is requested for.
