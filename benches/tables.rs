@@ -156,6 +156,7 @@ fn slow_path(criterion: &mut Criterion) -> Result<()> {
         ips: vec![[10, 255, 0, 3].into()],
         aliases: Vec::new(),
         service: None,
+        router: false,
     };
     tables.port_up(THIRD_PORT, &third)?;
     let tables: Tables = tables;

@@ -97,6 +97,7 @@ impl Bench {
             ip_range: None,
             ipv6: false,
             vni: None,
+            internal: false,
         };
         self.timed(Method::POST, "/v1/networks", Some(&body))
     }
@@ -114,6 +115,7 @@ impl Bench {
             mac: None,
             ifname: format!("p{number}"),
             attachment: None,
+            publish: Vec::new(),
         };
         let begin = Instant::now();
         let _: ContainerInfo = self.ask(Method::POST, "/v1/containers", Some(&body))?;

@@ -98,6 +98,7 @@ pub fn endpoint(name: &str, ip: Ipv4Addr) -> Endpoint {
         ips: vec![ip.into()],
         aliases: Vec::new(),
         service: None,
+        router: false,
     }
 }
 
@@ -123,6 +124,7 @@ pub fn tables(remote: u32) -> Result<Tables> {
         subnet: "10.0.0.0/8".parse()?,
         gateway: Ipv4Addr::new(10, 0, 0, 1).into(),
         ipv6: None,
+        internal: false,
     });
     for vtep in REMOTE_VTEPS {
         tables.vtep_add(vtep.into())?;

@@ -20,14 +20,16 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use overlay_common::capture::Place;
 use overlay_common::counters::{DropReason, Stat};
 use overlay_common::echo;
-use overlay_common::outer::{OuterV4, OuterV6};
+use overlay_common::layout::VtepEntry;
+use overlay_common::outer::{Meta, OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::neighbour::{arp_reply, nd_reply};
 use overlay_common::verdict::{
-    EcnRewrite, Frame, Tables, Verdict, from_agent_then, from_port_then, from_uplink_then,
+    EcnRewrite, Frame, Leaving, Tables, Verdict, from_agent_then, from_port_then, from_uplink_then,
+    leave_then, note_entrance, renew_entrance,
 };
 use overlay_common::wire::{
-    ETH_LEN, ETH_P_IP, Family, Mac, OUTER_V4_LEN, OUTER_V6_LEN, UDP_LEN, VXLAN_LEN,
+    ETH_LEN, ETH_P_IP, Family, Ip16, Mac, OUTER_V4_LEN, OUTER_V6_LEN, UDP_LEN, VXLAN_LEN,
 };
 
 use crate::capture::Mirror;
@@ -127,7 +129,12 @@ fn port<P: Encap + Decap + Rewrite + Mirror>(mut packet: P) -> i32 {
             Err(reason) => decided = Err(reason),
         }
     }
-    // SAFETY: `decide_port` has written it when it returned Ok.
+    // SAFETY: each of them has written it when it returned Ok.
+    if let Ok(Verdict::Leave(leaving)) = decided.map(|()| unsafe { slot.assume_init_ref() }) {
+        let leaving = *leaving;
+        decided = decide_leaving(&packet, &leaving, &mut slot);
+    }
+    // SAFETY: each of both has written it when it returned Ok.
     let verdict = decided.map(|()| unsafe { slot.assume_init_ref() });
     finish(packet, verdict, Origin::Port)
 }
@@ -161,6 +168,17 @@ fn agent<P: Encap + Decap + Rewrite + Mirror>(packet: P) -> i32 {
 #[inline(never)]
 fn decide_port<P: Packet>(packet: &P, slot: &mut Slot) -> Result<(), DropReason> {
     from_port_then(packet, &Maps, packet.ifindex(), |verdict| {
+        slot.write(verdict);
+    })
+}
+
+#[inline(never)]
+fn decide_leaving<P: Packet>(
+    packet: &P,
+    leaving: &Leaving,
+    slot: &mut Slot,
+) -> Result<(), DropReason> {
+    leave_then(packet, &Maps, leaving, |verdict| {
         slot.write(verdict);
     })
 }
@@ -212,19 +230,29 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
             meta,
             vni,
         } => {
-            let config = Maps.config().ok_or(DropReason::UnknownPort)?;
-            let encapsulated = match Family::of(&vtep.src_ip) {
-                Family::V4 => encap(packet, &OuterV4::to_vtep(config, vtep, dst, meta, vni)),
-                Family::V6 => encap(packet, &OuterV6::to_vtep(config, vtep, dst, meta, vni)),
+            let way = Way {
+                vtep,
+                dst,
+                meta,
+                vni,
             };
-            match encapsulated {
-                Ok(()) => {
-                    capture::goes(packet, Place::Left, vtep.ifindex);
-                    done(packet.redirect(vtep.ifindex), Stat::Encapsulated)
-                }
-                Err(EncapError::Unable) => hand_over(packet, origin, Reason::CantEncap, vni),
-                Err(EncapError::Failed(reason)) => Err(reason),
-            }
+            send(packet, &way, origin)
+        }
+        Verdict::Return {
+            vtep,
+            dst,
+            meta,
+            vni,
+            ref mac,
+        } => {
+            let way = Way {
+                vtep,
+                dst,
+                meta,
+                vni,
+            };
+            packet.store(0, mac)?;
+            send(packet, &way, origin)
         }
         Verdict::Switch { ifindex, answer } => {
             if answer != 0 {
@@ -233,6 +261,26 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
             capture::goes(packet, Place::Delivered, ifindex);
             done(packet.deliver(ifindex), Stat::Switched)
         }
+        Verdict::Enter { ifindex, vni } => {
+            renew_entrance(packet, &Maps, vni);
+            capture::goes(packet, Place::Delivered, ifindex);
+            done(packet.deliver(ifindex), Stat::Switched)
+        }
+        // The short way ends in another namespace only.
+        Verdict::Route {
+            ifindex,
+            ref mac,
+            answer,
+        } => {
+            if answer != 0 {
+                answer_as_vip(packet, answer)?;
+            }
+            packet.store(0, mac)?;
+            capture::goes(packet, Place::Delivered, ifindex);
+            done(packet.redirect(ifindex), Stat::Routed)
+        }
+        // It was decided about once more.
+        Verdict::Leave(_) => Err(DropReason::Helper),
         // There was nobody to give it to.
         Verdict::Balance { vni } => hand_over(packet, origin, Reason::NoBackend, vni),
         Verdict::ArpReply { mac } => {
@@ -248,7 +296,12 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
             family,
             ecn,
             answer,
+            router,
+            entered,
         } => {
+            if entered {
+                note_entrance(packet, &Maps, family);
+            }
             match family {
                 Family::V4 => decap(packet, Family::V4, ecn)?,
                 Family::V6 => decap_v6(packet, ecn)?,
@@ -261,6 +314,7 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
                 // What the agent sends has been on a veth of its own: the long way is right for
                 // every protocol.
                 Origin::Agent => done(packet.redirect(ifindex), Stat::AgentToPort),
+                _ if router => done(packet.redirect(ifindex), Stat::Routed),
                 _ => done(packet.deliver(ifindex), Stat::Decapsulated),
             }
         }
@@ -278,6 +332,38 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
             capture::goes(packet, Place::Left, vtep.ifindex);
             done(packet.redirect(vtep.ifindex), Stat::AgentToVtep)
         }
+    }
+}
+
+/// Where a frame goes, and with which outer headers.
+struct Way {
+    vtep: &'static VtepEntry,
+    dst: &'static Ip16,
+    meta: Meta,
+    vni: u32,
+}
+
+/// Sends a frame to a VTEP.
+#[inline(never)]
+fn send<P: Encap + Mirror>(packet: &mut P, way: &Way, origin: Origin) -> Result<i32, DropReason> {
+    let Way {
+        vtep,
+        dst,
+        meta,
+        vni,
+    } = *way;
+    let config = Maps.config().ok_or(DropReason::UnknownPort)?;
+    let encapsulated = match Family::of(&vtep.src_ip) {
+        Family::V4 => encap(packet, &OuterV4::to_vtep(config, vtep, dst, meta, vni)),
+        Family::V6 => encap(packet, &OuterV6::to_vtep(config, vtep, dst, meta, vni)),
+    };
+    match encapsulated {
+        Ok(()) => {
+            capture::goes(packet, Place::Left, vtep.ifindex);
+            done(packet.redirect(vtep.ifindex), Stat::Encapsulated)
+        }
+        Err(EncapError::Unable) => hand_over(packet, origin, Reason::CantEncap, vni),
+        Err(EncapError::Failed(reason)) => Err(reason),
     }
 }
 

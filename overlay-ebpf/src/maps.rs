@@ -1,4 +1,5 @@
-//! The maps, and how the verdicts read them. The agent is the only writer, counters excepted.
+//! The maps, and how the verdicts read them. The agent is the only writer, counters
+//! and entrances excepted.
 //!
 //! All are pinned by name, so that a program loaded by the next agent sees what the last one
 //! wrote. The hash maps are not preallocated: an idle host pays only for buckets, and an element
@@ -6,11 +7,12 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, XskMap};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, XskMap};
 use overlay_common::bulk::Bulk;
 use overlay_common::counters::{DropReason, Stat};
 use overlay_common::layout::{
-    Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
+    Config, EntranceEntry, FdbEntry, FdbKey, FlowKey, NeighbourEntry, NeighbourKey, NetworkEntry,
+    PortEntry, VtepEntry,
 };
 use overlay_common::verdict::Tables;
 use overlay_common::wire::Ip16;
@@ -28,6 +30,10 @@ static OVL_NEIGHBOURS: HashMap<NeighbourKey, NeighbourEntry> =
     HashMap::pinned(1 << 20, BPF_F_NO_PREALLOC);
 #[map]
 static OVL_VTEPS: HashMap<Ip16, VtepEntry> = HashMap::pinned(1 << 16, BPF_F_NO_PREALLOC);
+/// Written by the programs. Of so many flows from outside the answers find their way back; then
+/// those that were silent longest are forgotten first. Nothing ends by time.
+#[map]
+static OVL_ENTRANCES: LruHashMap<FlowKey, EntranceEntry> = LruHashMap::pinned(1 << 17, 0);
 #[map]
 static OVL_DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DropReason::COUNT as u32, 0);
 #[map]
@@ -107,5 +113,21 @@ impl Tables for Maps {
     fn vtep(&self, ip: &Ip16) -> Option<&VtepEntry> {
         // SAFETY: as above.
         unsafe { OVL_VTEPS.get(ip) }
+    }
+
+    // Unlike the others it keeps room for all its elements and uses them again. An entry that
+    // becomes another flow's while it is read gives a MAC that no router has, or another's: a frame
+    // that goes astray once.
+
+    #[inline(always)]
+    fn entrance(&self, flow: &FlowKey) -> Option<&EntranceEntry> {
+        // SAFETY: the map's memory outlives the program's run; any bytes are an entry.
+        unsafe { OVL_ENTRANCES.get(flow) }
+    }
+
+    #[inline(always)]
+    fn set_entrance(&self, flow: &FlowKey, entry: &EntranceEntry) {
+        // It fails only when other CPUs hold all that could be reused: the next packet tries again.
+        let _ = OVL_ENTRANCES.insert(flow, entry, 0);
     }
 }

@@ -5,7 +5,9 @@ use overlay_common::counters::{DropReason, Stat};
 use overlay_common::outer::{OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::testing::{Memory, Slice};
-use overlay_common::verdict::{Frame, Verdict, from_agent, from_port, from_uplink, neighbour};
+use overlay_common::verdict::{
+    Frame, Verdict, from_agent, from_port, from_uplink, leave, neighbour,
+};
 use overlay_common::wire::{Family, be16};
 
 use super::object::{Action, Beside, Hook, Outcome};
@@ -19,7 +21,13 @@ pub fn outcome(hook: Hook, frame: &[u8], beside: Beside, tables: &Memory) -> Out
         ..Slice::default()
     };
     let (verdict, stats) = match hook {
-        Hook::PortXdp | Hook::PortTc => (from_port(&slice, tables, PORT_A), vec![Stat::PortFrames]),
+        Hook::PortXdp | Hook::PortTc => {
+            let verdict = match from_port(&slice, tables, PORT_A) {
+                Verdict::Leave(leaving) => leave(&slice, tables, &leaving),
+                other => other,
+            };
+            (verdict, vec![Stat::PortFrames])
+        }
         Hook::UplinkXdp | Hook::UplinkTc => match from_uplink(&slice, tables) {
             Verdict::Pass => (Verdict::Pass, vec![]),
             verdict => (verdict, vec![Stat::UplinkFrames]),
@@ -86,7 +94,27 @@ impl Run<'_> {
                 }
                 Stat::Encapsulated
             }
-            Verdict::Switch { .. } => Stat::Switched,
+            Verdict::Switch { .. } | Verdict::Enter { .. } => Stat::Switched,
+            Verdict::Leave(_) => panic!("it was decided about"),
+            Verdict::Route { mac, .. } => {
+                bytes[..6].copy_from_slice(&mac);
+                Stat::Routed
+            }
+            Verdict::Return {
+                vtep,
+                dst,
+                meta,
+                vni,
+                mac,
+            } => {
+                bytes[..6].copy_from_slice(&mac);
+                return self.carry_out(Verdict::Encap {
+                    vtep,
+                    dst,
+                    meta,
+                    vni,
+                });
+            }
             // There are no services here.
             Verdict::Balance { vni } => return self.punt(Reason::NoBackend, vni),
             Verdict::ArpReply { mac } => {
@@ -97,7 +125,12 @@ impl Run<'_> {
                 neighbour::nd_reply(bytes.first_chunk_mut().unwrap(), &mac);
                 Stat::NdReplies
             }
-            Verdict::Decap { ecn, family, .. } => {
+            Verdict::Decap {
+                ecn,
+                family,
+                router,
+                ..
+            } => {
                 let outer = family.outer_len();
                 let ethertype = be16(bytes[outer + 12], bytes[outer + 13]);
                 let kept = match (family, ethertype) {
@@ -118,6 +151,7 @@ impl Run<'_> {
                 bytes.drain(..outer);
                 match self.hook {
                     Hook::AgentTc => Stat::AgentToPort,
+                    _ if router => Stat::Routed,
                     _ => Stat::Decapsulated,
                 }
             }

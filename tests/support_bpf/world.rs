@@ -117,7 +117,7 @@ pub fn tables_over(family: Family) -> Memory {
             },
         );
     }
-    tables.networks.insert(VNI, NetworkEntry { mtu: MTU });
+    tables.networks.insert(VNI, NetworkEntry::closed(MTU));
     let places = [
         (A, FdbEntry::local(PORT_A)),
         (B, FdbEntry::local(PORT_B)),

@@ -42,7 +42,7 @@ pub const EBPF_LINKER: [Package; 2] = [
 ];
 
 /// What the lab, the tests and the demo run.
-pub const LAB: [Package; 21] = [
+pub const LAB: [Package; 23] = [
     package("iproute2", "nstat", "namespaces, links, kernel counters"),
     package("iputils-ping", "ping", "checks round trips and MTU"),
     package("iputils-arping", "/usr/bin/arping", "checks ARP"),
@@ -64,6 +64,16 @@ pub const LAB: [Package; 21] = [
         "prometheus",
         "prometheus",
         "reads the metrics, and runs the dashboard's queries",
+    ),
+    package(
+        "nftables",
+        "nft",
+        "ways out of networks, and published ports",
+    ),
+    package(
+        "iptables",
+        "iptables",
+        "stands for Docker, which drops what the host forwards",
     ),
     package("tcpdump", "tcpdump", "for looking at frames in a kept lab"),
     package(

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
-use overlay_core::facts::{Facts, NetworkSpec, Range, Refusal, Reply, Version, Want};
-use overlay_core::model::{Endpoint, Host, HostId, MacAddr, Network, Vni};
+use overlay_core::facts::{Facts, NetworkSpec, Range, Refusal, Reply, ServiceSpec, Version, Want};
+use overlay_core::model::{Endpoint, Host, HostId, MacAddr, Network, Service, Vni};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -190,6 +190,38 @@ impl Cluster {
     pub async fn network_everywhere(&self, name: &str) -> Result<(), Error> {
         let name = name.to_owned();
         ask(&self.node, Request::NetworkEverywhere { name })
+            .await
+            .map(|_| ())
+    }
+
+    /// Makes a service, which [`Cluster::facts`] has when this returns.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn service_create(&self, spec: ServiceSpec) -> Result<Service, Error> {
+        let wanted = spec.clone();
+        match ask(&self.node, Request::ServiceCreate { spec }).await? {
+            Reply::Service(service) => Ok(service),
+            // There is one, and an answer was lost: was it to this request?
+            _ => {
+                let found = self.facts(|facts| {
+                    let service = facts.service(&wanted.name)?.clone();
+                    let network = facts.network(service.vni)?;
+                    let fits = network.name == wanted.network && service.publish == wanted.publish;
+                    fits.then_some(service)
+                });
+                found.ok_or(Error::Refused(Refusal::ServiceExists(wanted.name)))
+            }
+        }
+    }
+
+    /// Removes a service; its tasks stay.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn service_remove(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        ask(&self.node, Request::ServiceRemove { name })
             .await
             .map(|_| ())
     }

@@ -108,6 +108,7 @@ fn endpoint(network: &Network, name: &str, offset: u32) -> Endpoint {
         ips: network.address_at(offset),
         aliases: Vec::new(),
         service: None,
+        router: false,
     }
 }
 

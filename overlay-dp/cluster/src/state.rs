@@ -19,7 +19,7 @@ use crate::pki::Identity;
 
 const FILE: &str = "state.json";
 const RAFT: &str = "raft";
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// All of a host's durable state.
 #[derive(Clone, Serialize, Deserialize)]
@@ -32,6 +32,12 @@ pub struct Stored {
     /// As last heard from the managers, so that the cluster is found again without them.
     #[serde(with = "packed")]
     pub facts: Facts,
+}
+
+/// What tells how the rest is to be read.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
 }
 
 impl Stored {
@@ -105,14 +111,16 @@ pub fn load(dir: &Path) -> Result<Option<Stored>, Error> {
     };
     const REMEDY: &str =
         "put a backup in its place, or move it away and make or join a cluster again";
-    let stored: Stored = serde_json::from_slice(&bytes)
-        .map_err(|e| error(format!("the state file is damaged ({e}): {REMEDY}")))?;
-    if stored.format != FORMAT {
-        let format = stored.format;
+    let damaged =
+        |e: serde_json::Error| error(format!("the state file is damaged ({e}): {REMEDY}"));
+    // First the format: facts of another one would be misread, or look damaged.
+    let Head { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
+    if format != FORMAT {
         return Err(error(format!(
             "the state file has format {format}, not {FORMAT}: run the version of overlay-dp that wrote it, or leave and join again"
         )));
     }
+    let stored: Stored = serde_json::from_slice(&bytes).map_err(damaged)?;
     stored.identity.check(stored.id).map_err(|e| {
         error(format!(
             "the state file's certificate does not hold ({e}): {REMEDY}"

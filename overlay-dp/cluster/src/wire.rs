@@ -4,7 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
-use overlay_core::facts::{self, FactsNews, NetworkSpec, Range, Refusal, Version, Want};
+use overlay_core::facts::{
+    self, FactsNews, NetworkSpec, Range, Refusal, ServiceSpec, Version, Want,
+};
 use overlay_core::model::{Host, HostId, MacAddr, Vni};
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +104,12 @@ pub enum Request {
     Leave,
     /// Between managers.
     Raft(Vec<u8>),
+    ServiceCreate {
+        spec: ServiceSpec,
+    },
+    ServiceRemove {
+        name: String,
+    },
 }
 
 /// The manager's answer.

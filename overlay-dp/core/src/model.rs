@@ -212,6 +212,8 @@ pub struct Network {
     pub gateway: IpAddr,
     /// The second family of a dual-stack network, IPv6: see [`Network::subnet_of`].
     pub ipv6: Option<Subnet>,
+    /// Nothing leads out of it or into it.
+    pub internal: bool,
 }
 
 /// A range of addresses and the gateway in it.
@@ -354,6 +356,54 @@ pub struct Endpoint {
     pub aliases: Vec<String>,
     /// The service that it is one of the tasks of.
     pub service: Option<String>,
+    /// It is the host itself: its way into the network, and the containers' way out.
+    pub router: bool,
+}
+
+/// A transport protocol whose ports can be published.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// As people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        }
+    }
+}
+
+/// Tasks that are one service: the endpoints of its network that name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// What the endpoints call it, unique in the cluster: see [`check_name`].
+    pub name: String,
+    /// Its network.
+    pub vni: Vni,
+    /// What every host publishes of it.
+    pub publish: Vec<ServicePort>,
+}
+
+/// A port of every host that leads to a port of a service's tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePort {
+    /// The hosts' port, unique in the cluster.
+    pub host_port: u16,
+    /// The tasks' port.
+    pub port: u16,
+    /// TCP or UDP.
+    #[serde(default)]
+    pub protocol: Protocol,
 }
 
 /// A host of the cluster.

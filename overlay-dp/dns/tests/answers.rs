@@ -31,6 +31,7 @@ fn network(number: u32, name: &str, subnet: &str) -> Network {
         subnet,
         gateway: subnet.iter().nth(1).unwrap(),
         ipv6: None,
+        internal: false,
     }
 }
 
@@ -42,6 +43,7 @@ fn endpoint(number: u32, name: &str, ips: &[&str]) -> Endpoint {
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         aliases: Vec::new(),
         service: None,
+        router: false,
     }
 }
 

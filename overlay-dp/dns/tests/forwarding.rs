@@ -22,6 +22,7 @@ fn question(kind: RecordType) -> Question {
         subnet: "10.0.0.0/24".parse().unwrap(),
         gateway: "10.0.0.1".parse().unwrap(),
         ipv6: None,
+        internal: false,
     });
     let mut message = Message::new(7, MessageType::Query, OpCode::Query);
     let name: Name = "example.com.".parse().unwrap();

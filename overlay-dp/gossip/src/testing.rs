@@ -142,5 +142,6 @@ pub fn endpoint(network: &Network, offset: u32) -> Endpoint {
         ips: network.address_at(offset),
         aliases: Vec::new(),
         service: None,
+        router: false,
     }
 }

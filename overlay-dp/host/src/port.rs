@@ -37,8 +37,9 @@ pub struct PortSpec<'a> {
     pub container_mtu: u32,
     /// The container's addresses, each with the length of its prefix.
     pub addrs: &'a [(IpAddr, u8)],
-    /// The container's default router; a default route that it has already is kept instead.
-    pub gateway: Option<IpAddr>,
+    /// The container's default routers, one of each family at most; a default route that it has
+    /// already is kept instead.
+    pub gateways: &'a [IpAddr],
 }
 
 /// A port that was made.
@@ -51,7 +52,7 @@ pub struct Port {
     /// The container end's link-local address; `None` when the container has IPv6 disabled,
     /// or an MTU too small for IPv6.
     pub link_local: Option<Ipv6Addr>,
-    /// Whether the gateway asked for is the container's default route.
+    /// Whether all gateways asked for, and at least one, are the container's default routes.
     pub default_route: bool,
 }
 
@@ -67,7 +68,7 @@ impl Host {
     pub async fn create_port(&self, spec: &PortSpec<'_>) -> Result<Port> {
         check_ifname(spec.host_ifname)?;
         check_ifname(spec.container_ifname)?;
-        check_gateway(spec)?;
+        check_gateways(spec)?;
         if !spec.in_host && spec.netns.is_same(&Netns::current()?) {
             return Err(Error::HostNamespace(spec.netns.reference().to_string()));
         }
@@ -146,10 +147,10 @@ impl Host {
         }
         self.set_up(spec.host_ifname).await?;
         inside.set_up(spec.container_ifname).await?;
-        let default_route = match spec.gateway {
-            Some(gateway) => inside.add_default_route(peer.index, gateway).await?,
-            None => false,
-        };
+        let mut default_route = !spec.gateways.is_empty();
+        for gateway in spec.gateways {
+            default_route &= inside.add_default_route(peer.index, *gateway).await?;
+        }
         if !spec.in_host {
             // Last of what can fail, since it is not ours to undo.
             inside.set_up("lo").await?;
@@ -197,16 +198,14 @@ impl Host {
     }
 }
 
-fn check_gateway(spec: &PortSpec<'_>) -> Result<()> {
-    let Some(gateway) = spec.gateway else {
-        return Ok(());
+fn check_gateways(spec: &PortSpec<'_>) -> Result<()> {
+    let on_link = |gateway: &IpAddr| {
+        spec.addrs.iter().any(|&(ip, prefix)| {
+            IpNetwork::new(ip, prefix).is_ok_and(|network| network.contains(*gateway))
+        })
     };
-    let on_link = spec.addrs.iter().any(|&(ip, prefix)| {
-        IpNetwork::new(ip, prefix).is_ok_and(|network| network.contains(gateway))
-    });
-    if on_link {
-        Ok(())
-    } else {
-        Err(Error::GatewayOffLink(gateway))
+    match spec.gateways.iter().find(|gateway| !on_link(gateway)) {
+        None => Ok(()),
+        Some(gateway) => Err(Error::GatewayOffLink(*gateway)),
     }
 }

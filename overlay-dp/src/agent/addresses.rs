@@ -42,6 +42,8 @@ pub struct Wish {
     pub ip: Option<IpAddr>,
     /// Its MAC; 02:42 and the IPv4 address when absent.
     pub mac: Option<MacAddr>,
+    /// One from the end of the range rather than the next free one.
+    pub last: bool,
 }
 
 /// What it gets.
@@ -211,8 +213,10 @@ impl Addresses {
 
     async fn find(&self, wish: &Wish) -> Result<Held> {
         let vni = wish.network.vni;
-        let take =
-            |holdings: &mut Holdings, facts: &Facts, me| holdings.take(facts, me, vni, wish.ip);
+        let take = |holdings: &mut Holdings, facts: &Facts, me| match wish.last {
+            true => holdings.take_last(facts, me, vni),
+            false => holdings.take(facts, me, vni, wish.ip),
+        };
         // What is kept in hand is for when nothing is granted.
         let spare = |holdings: &mut Holdings, facts: &Facts, me| match wish.ip {
             Some(_) => None,

@@ -84,7 +84,7 @@ impl Agent {
                 host_mtu: (mtu + PORT_MTU_SLACK).min(MAX_MTU),
                 container_mtu: mtu,
                 addrs: &[],
-                gateway: None,
+                gateways: &[],
             })
             .await?;
         let port = Port {
@@ -101,6 +101,7 @@ impl Agent {
             resolv_conf: None,
             intercept_dns: true,
             docker: Some(id),
+            publish: Vec::new(),
         };
         let finish = async {
             set_offloads(&inner, self.checksums.offload())?;
@@ -212,6 +213,7 @@ impl Agent {
                 ips: plug.ips,
                 aliases: Vec::new(),
                 service: None,
+                router: false,
             },
             network: plug.network,
             netns: Netns::Pid(plug.pid),
@@ -221,6 +223,7 @@ impl Agent {
             attachment: None,
             docker: Some(plug.id),
             steps: Steps::begin(),
+            publish: Vec::new(),
         };
         self.port_add(add).await.map(drop)
     }

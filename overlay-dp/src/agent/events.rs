@@ -11,6 +11,8 @@ use crate::bpf::Swept;
 
 impl Agent {
     pub(super) async fn on_cluster(&mut self, event: Event) {
+        // Services, their endpoints and networks may be others now.
+        self.routers.due |= !matches!(event, Event::MemberUp(_) | Event::MemberDown(_));
         match event {
             Event::MemberUp(host) => {
                 tracing::info!(host = %host.name, vtep = %host.vtep, "host up");
@@ -109,6 +111,7 @@ impl Agent {
         if !self.names.is_running() {
             self.fatal = Some("the name service has ended".to_owned());
         }
+        self.routers.due = true;
         self.next_hops.keep_fresh(&self.host).await;
         self.next_hops.mark_all();
         self.next_hops.look_soon();

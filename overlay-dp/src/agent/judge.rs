@@ -88,7 +88,10 @@ impl Agent {
         let tables = self.tables.read();
         let (bytes, view) = (Bytes(&judge.frame), View(&tables));
         let verdict = match judge.port {
-            Some(ifindex) => from_port(&bytes, &view, ifindex),
+            Some(ifindex) => match from_port(&bytes, &view, ifindex) {
+                Verdict::Leave(leaving) => verdict::leave(&bytes, &view, &leaving),
+                other => other,
+            },
             None => from_uplink(&bytes, &view),
         };
         let fate = fate(&verdict);
@@ -137,7 +140,9 @@ fn fate(verdict: &Verdict<'_>) -> Fate {
             next_hop: MacAddr(vtep.dst_mac),
             mtu: vtep.mtu,
         }),
-        Verdict::Switch { ifindex, .. } => Fate::Switched(*ifindex),
+        Verdict::Switch { ifindex, .. }
+        | Verdict::Enter { ifindex, .. }
+        | Verdict::Route { ifindex, .. } => Fate::Switched(*ifindex),
         Verdict::Decap { ifindex, .. } => Fate::Decapsulated(*ifindex),
         Verdict::Balance { .. } => Fate::Balanced,
         Verdict::ArpReply { mac } | Verdict::NdReply { mac } => Fate::Answered(MacAddr(*mac)),

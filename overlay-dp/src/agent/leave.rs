@@ -15,7 +15,7 @@ use overlay_host::{Host, LinkInfo};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::state::Known;
-use super::{Agent, OnExit, resolv_conf};
+use super::{Agent, OnExit, firewall, resolv_conf};
 use crate::api::Detached;
 use crate::bpf::{self, Bpf, Site};
 use crate::docker;
@@ -126,6 +126,7 @@ pub async fn remove(host: &Host, leftovers: &Leftovers<'_>) -> Vec<String> {
     let mut undone = Vec::new();
     let instance = leftovers.instance;
     let owner = instance.owner();
+    undone.extend(firewall::remove(instance));
     match host.links_owned_by(&owner).await {
         Ok(links) => {
             let indexes: Vec<u32> = links.iter().map(|link| link.index).collect();
@@ -273,7 +274,8 @@ impl Agent {
     /// `detach`: leaves the cluster and removes everything.
     pub(super) async fn leave(mut self) -> Result<Detached> {
         let mut undone = Vec::new();
-        for port in self.ports_remove_all().await {
+        let ports = self.ports_remove_all().await.into_iter();
+        for port in ports.filter(|port| !port.endpoint.router) {
             undone.push(format!("detached container {}", port.endpoint.name));
         }
         if let Err(error) = self.cluster.clone().leave().await {
@@ -330,8 +332,10 @@ impl Agent {
             options,
             bpf,
             slow,
+            firewall,
             ..
         } = self;
+        firewall.stop().await;
         drop(slow);
         drop(bpf);
         remove(

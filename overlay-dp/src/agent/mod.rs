@@ -12,6 +12,7 @@ mod datapath;
 mod desk;
 mod docker;
 mod events;
+mod firewall;
 mod judge;
 mod leave;
 mod names;
@@ -19,7 +20,10 @@ mod next_hops;
 mod options;
 mod ports;
 mod probe;
+mod publish;
 mod resolv_conf;
+mod routers;
+mod services;
 mod slow;
 mod start;
 mod state;
@@ -45,7 +49,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::attachments::AttachmentRef;
-use crate::api::{Attachment, Detached, FdbRow, Netns, Status, VtepInfo};
+use crate::api::{Attachment, Detached, FdbRow, Netns, Publish, Status, VtepInfo};
 use crate::bpf::{Bpf, Hook};
 use crate::docker::Docker;
 
@@ -53,16 +57,20 @@ pub use docker::{DockerJoin, DockerName, DockerPlug};
 pub use judge::{Fate, Judge, Judgement, To, Tried};
 pub use leave::{Expelled, clean_up_after_dead_agent};
 pub use options::{Datapath, OnExit, Options};
+pub use routers::ROUTER_PREFIX;
 pub use start::prepare_restore;
 pub use state::{JsonFile, Port};
 
 pub use addresses::{Addresses, Wish};
 use checksums::Checksums;
 use data_port::DataPort;
+use firewall::Firewall;
 use leave::Lock;
 use names::NameService;
 use next_hops::NextHops;
 use probe::Prober;
+use publish::Held;
+use routers::Routers;
 use slow::SlowThread;
 use state::State;
 pub use steps::Steps;
@@ -81,6 +89,14 @@ pub enum Request {
     Ports(Reply<Vec<Port>>),
     /// Make a port for an endpoint that has its lease.
     PortAdd(Box<PortAdd>, Reply<Port>),
+    /// A router's lease is there, or can't be had.
+    RouterLeased(Vni, Box<Result<PortAdd>>),
+    /// What routers wait for may be known by now.
+    RoutersLook,
+    /// Answer when a network has its way out here: with what is wrong, if anything.
+    RouterWait(Vni, Reply<Option<String>>),
+    /// Whether this host can publish these for a service.
+    PublishCheck(Vec<Publish>, Reply<()>),
     /// Remove ports: of this name, on this network or on all.
     PortsRemove(String, Option<Vni>, Reply<Vec<Port>>),
     /// Remove what was attached for a runtime's container.
@@ -127,6 +143,8 @@ pub struct PortAdd {
     pub attachment: Option<Attachment>,
     /// Docker's id of it.
     pub docker: Option<String>,
+    /// Ports of it that this host publishes.
+    pub publish: Vec<Publish>,
     /// What was done for it before.
     pub steps: Steps,
 }
@@ -200,6 +218,7 @@ pub async fn run(options: Options) -> Result<()> {
             () = signals.received() => break None,
         }
         agent.flush();
+        agent.fit_routers().await;
         if agent.expelled {
             agent.stop_docker(&mut requests).await;
             api.stop().await;
@@ -286,6 +305,13 @@ struct Agent {
     addresses: Arc<Addresses>,
     /// Where the status page is served.
     metrics: Option<SocketAddr>,
+    /// For what this agent's own tasks ask of its loop.
+    requests: mpsc::Sender<Request>,
+    routers: Routers,
+    firewall: Firewall,
+    held: Held,
+    /// Services that this host can't publish, and why.
+    service_problems: Vec<(String, String)>,
     /// The ends of the punt link, by ifindex.
     punt: [u32; 2],
     /// Why the agent can't go on.
@@ -347,12 +373,21 @@ impl Agent {
         match request {
             Request::Status(reply) => drop(reply.send(self.status().await)),
             Request::Vteps(reply) => drop(reply.send(self.vteps().await)),
-            Request::Ports(reply) => drop(reply.send(Ok(self.state.ports().cloned().collect()))),
+            Request::Ports(reply) => {
+                let containers = self.state.ports().filter(|port| !port.endpoint.router);
+                drop(reply.send(Ok(containers.cloned().collect())));
+            }
             Request::PortAdd(add, reply) => {
                 let done = self.port_add(*add).await;
                 // The port must carry traffic when the answer arrives.
                 self.flush();
                 drop(reply.send(done));
+            }
+            Request::RouterLeased(vni, add) => self.router_leased(vni, *add).await,
+            Request::RoutersLook => self.routers.due = true,
+            Request::RouterWait(vni, reply) => self.router_wait(vni, reply),
+            Request::PublishCheck(publish, reply) => {
+                drop(reply.send(self.check_new_publish(&publish)));
             }
             Request::PortsRemove(name, vni, reply) => {
                 let done = self.ports_remove(&name, vni).await;

@@ -12,7 +12,7 @@ use overlay_host::{Netns as HostNetns, NetnsRef, PortSpec};
 use super::datapath::{PORT_PREFIX, leaves_checksums, set_offloads, set_port_offloads};
 use super::{Agent, Port, PortAdd, resolv_conf};
 use crate::api::{FdbRow, LocalContainer, Netns};
-use crate::bpf::Site;
+use crate::bpf::{HookKind, Site};
 
 /// The port's own MTU: large enough that a packet which is too big for the network still arrives,
 /// to be answered; small enough for plain XDP on the other end.
@@ -32,38 +32,54 @@ impl Agent {
             intercept_dns,
             attachment,
             docker,
+            publish,
             mut steps,
         } = add;
+        let is_router = endpoint.router;
         steps.done("queue");
         let resolv_conf = match resolv_conf {
             true => Some(self.resolv_conf_for(&netns)?),
             false => None,
         };
         let inside = HostNetns::open(&netns_ref(&netns))?;
-        if inside.is_same(&HostNetns::current()?) {
+        if !is_router && inside.is_same(&HostNetns::current()?) {
             bail!(
                 "{} is the host's own network namespace: a container needs one of its own",
                 inside.reference()
             );
+        }
+        if !publish.is_empty() {
+            if network.internal {
+                bail!(
+                    "'{}' is internal: nothing can be published out of it",
+                    network.name
+                );
+            }
+            self.check_publish(&publish)?;
         }
         let name = self.port_name(endpoint.vni, endpoint.mac).await?;
         steps.done("netns");
         let mtu = self.inner_mtu;
         let with_prefix = |ip: &IpAddr| Some((*ip, network.subnet_of(*ip)?.subnet.prefix()));
         let addrs: Vec<(IpAddr, u8)> = endpoint.ips.iter().filter_map(with_prefix).collect();
+        // The host has its own way out, and an internal network none.
+        let gateways: Vec<IpAddr> = match is_router || network.internal {
+            true => Vec::new(),
+            false => network.gateways().collect(),
+        };
         let made = self
             .host
             .create_port(&PortSpec {
                 host_ifname: &name,
                 container_ifname: &ifname,
                 netns: &inside,
-                in_host: false,
+                in_host: is_router,
                 mac: endpoint.mac,
                 owner: &self.options.instance.owner(),
                 host_mtu: (mtu + PORT_MTU_SLACK).min(MAX_MTU),
                 container_mtu: mtu,
                 addrs: &addrs,
-                gateway: None,
+                gateways: &gateways,
             })
             .await?;
         steps.done("veth");
@@ -82,10 +98,14 @@ impl Agent {
             resolv_conf,
             intercept_dns,
             docker,
+            publish,
         };
         let finish = async {
             inside.run(|| set_offloads(&ifname, self.checksums.offload()))??;
-            set_port_offloads(&name)?;
+            for publish in &port.publish {
+                self.held.take(publish, &port.endpoint.ips)?;
+            }
+            self.set_own_end(&port)?;
             steps.done("offloads");
             self.attach_port(&port)?;
             steps.done("hook");
@@ -97,6 +117,7 @@ impl Agent {
         if let Err(error) = finish.await {
             self.undo_port(&port).await;
             self.state.ports_remove(&[&name])?;
+            self.release_published();
             return Err(error);
         }
         self.follow_networks();
@@ -108,6 +129,7 @@ impl Agent {
             return Err(error.into());
         }
         steps.done("gossip");
+        self.routers.due = true;
         tracing::info!(container = %port.endpoint.name, port = %name, ips = ?port.endpoint.ips, took = %steps, "container attached");
         Ok(port)
     }
@@ -146,7 +168,9 @@ impl Agent {
 
     /// Removes this host's ports of that name, if any, and tells the cluster.
     pub(super) async fn ports_remove(&mut self, name: &str, vni: Option<Vni>) -> Result<Vec<Port>> {
-        let wanted = |p: &&Port| p.endpoint.name == name && vni.is_none_or(|v| v == p.endpoint.vni);
+        let wanted = |p: &&Port| {
+            p.endpoint.name == name && !p.endpoint.router && vni.is_none_or(|v| v == p.endpoint.vni)
+        };
         let ports: Vec<Port> = self.state.ports().filter(wanted).cloned().collect();
         if let Some(port) = ports.iter().find(|port| port.docker.is_some()) {
             bail!(
@@ -164,8 +188,19 @@ impl Agent {
         self.undo_port(port).await;
         let saved = self.state.ports_remove(&[&port.local.port]);
         self.withdraw(&port.endpoint);
+        self.release_published();
+        self.routers.due = true;
         tracing::info!(container = %port.endpoint.name, "container detached");
         saved
+    }
+
+    /// Sets the offloads of a port's own end. What goes to the host itself stays joined as it is:
+    /// there it is forwarded, which takes super-packets best.
+    fn set_own_end(&self, port: &Port) -> Result<()> {
+        if port.endpoint.router && self.plan.port != HookKind::Xdp {
+            return Ok(());
+        }
+        Ok(set_port_offloads(&port.local.port)?)
     }
 
     async fn undo_port(&mut self, port: &Port) {
@@ -275,6 +310,11 @@ impl Agent {
                 }
                 continue;
             }
+            for publish in &port.publish {
+                if let Err(error) = self.held.take(publish, &port.endpoint.ips) {
+                    tracing::warn!(container = %port.endpoint.name, "{error:#}");
+                }
+            }
             // Docker's addresses are Docker's to give back: see `docker::Store::keep`.
             if port.docker.is_none() {
                 self.addresses.keep(&port.endpoint);
@@ -357,7 +397,7 @@ impl Agent {
     pub(super) async fn renew_offloads(&self, port: &Port, tx_checksum: bool) -> Result<()> {
         let inside = self.container_of(port).await?;
         inside.run(|| set_offloads(&port.local.ifname, tx_checksum))??;
-        Ok(set_port_offloads(&port.local.port)?)
+        self.set_own_end(port)
     }
 
     /// A name that no port has: derived from network and MAC, which are unique.

@@ -15,10 +15,13 @@ use tokio::sync::mpsc;
 use super::addresses::Addresses;
 use super::checksums::Checksums;
 use super::data_port::{DataPort, echo_socket};
+use super::firewall::Firewall;
 use super::leave::Lock;
 use super::names::NameService;
 use super::next_hops::NextHops;
 use super::probe::Prober;
+use super::publish::Held;
+use super::routers::Routers;
 use super::state::State;
 use super::steps::Steps;
 use super::{Agent, Inputs, Options, Request, datapath};
@@ -71,6 +74,7 @@ impl Agent {
         };
         let (cluster, cluster_events) = Cluster::start(config, start).await?;
         steps.done("cluster");
+        let (sender, requests) = mpsc::channel(64);
         // The last steps, which change what an earlier agent left.
         let finish = async {
             if let Some(old) = state.set_uplink(&uplink.name)?
@@ -82,6 +86,7 @@ impl Agent {
             let (hooks, plan) = datapath::engage(&mut prepared, &uplink)?;
             let checksums = Checksums::new(&plan);
             let sums = plan.port != HookKind::Xdp;
+            let firewall = Firewall::start(&options.instance)?;
             let mut agent = Agent {
                 plan,
                 checksums,
@@ -113,6 +118,11 @@ impl Agent {
                 options,
                 host,
                 uplink,
+                requests: sender.clone(),
+                routers: Routers::new(),
+                firewall,
+                held: Held::default(),
+                service_problems: Vec::new(),
                 addresses: Addresses::load(cluster.clone(), &state_dir, is_member)?,
                 cluster: cluster.clone(),
                 state,
@@ -130,7 +140,6 @@ impl Agent {
             if !is_new && !is_member {
                 first_contact(&cluster).await;
             }
-            let (sender, requests) = mpsc::channel(64);
             let addresses = Arc::clone(&agent.addresses);
             let book = docker::Store::open(&state_dir, is_member)?;
             book.keep(&addresses, |name| {

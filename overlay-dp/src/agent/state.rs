@@ -16,7 +16,7 @@ use overlay_core::model::{Endpoint, MacAddr, Vni};
 use overlay_core::tables::StaticEntry;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{LocalContainer, Netns};
+use crate::api::{LocalContainer, Netns, Publish};
 use journal::Journal;
 pub use json_file::JsonFile;
 use sequence::Sequence;
@@ -39,6 +39,9 @@ pub struct Port {
     /// Docker's id of the endpoint, if Docker moves the inner end into the container.
     #[serde(default)]
     pub docker: Option<String>,
+    /// Ports of it that this host publishes.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
 }
 
 impl Port {

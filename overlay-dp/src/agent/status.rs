@@ -43,7 +43,8 @@ impl Agent {
             .drops()?
             .into_iter()
             .map(|(reason, n)| (reason.name().to_owned(), n + self.slow.drops(reason)));
-        let networks: BTreeSet<_> = self.state.ports().map(|p| p.endpoint.vni).collect();
+        let containers = self.state.ports().filter(|p| !p.endpoint.router);
+        let networks: BTreeSet<_> = containers.map(|p| p.endpoint.vni).collect();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.options.instance.name().to_owned(),
@@ -75,7 +76,7 @@ impl Agent {
                 unknown: probes.unknown,
             },
             networks_attached: networks.len(),
-            ports: self.state.ports().len(),
+            ports: self.state.ports().filter(|p| !p.endpoint.router).count(),
             stats: self
                 .bpf
                 .stats()?

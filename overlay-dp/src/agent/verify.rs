@@ -325,6 +325,12 @@ impl Agent {
                 report.add("kernel", name, "what holds the data port is not up");
             }
         }
+        for (network, problem) in self.router_problems() {
+            report.add("kernel", network, problem);
+        }
+        for problem in self.firewall.differences() {
+            report.add("kernel", "ways out", problem);
+        }
         if !self.slow.is_running() {
             report.add("kernel", "slow path", "its thread has ended");
         }
@@ -401,6 +407,9 @@ impl Agent {
         }
         self.data_port = DataPort::hold(&self.host, &self.options, self.cluster.me().vtep).await?;
         self.find_dead_ports().await;
+        self.routers.due = true;
+        self.fit_routers().await;
+        self.firewall.repair()?;
         self.addresses.tidy();
         self.next_hops.mark_all();
         self.flush();

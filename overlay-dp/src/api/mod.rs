@@ -17,7 +17,7 @@
 //! | `POST /v1/detach` | [`Detach`] | [`Detached`] |
 //! | `GET /v1/metrics` | | OpenMetrics text |
 //!
-//! The rest is in [`admin`], [`attachments`], [`overview`] and [`trace`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
+//! The rest is in [`admin`], [`attachments`], [`overview`], [`services`] and [`trace`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
 
 pub mod admin;
 pub mod attachments;
@@ -27,7 +27,9 @@ mod metrics;
 mod names;
 pub mod overview;
 mod peers;
+mod publish;
 pub mod server;
+pub mod services;
 pub mod trace;
 mod vteps;
 pub mod web;
@@ -41,6 +43,7 @@ use overlay_core::model::{HostId, MacAddr, Subnet, Vni};
 use serde::{Deserialize, Serialize};
 
 pub use attachments::{Attachment, AttachmentRef};
+pub use publish::{Protocol, Publish};
 pub use vteps::{Checksums, DataPath, LatencyInfo, VtepInfo};
 
 use crate::bpf::Hook;
@@ -65,6 +68,9 @@ pub struct NetworkInfo {
     pub gateway: IpAddr,
     /// The second family of a dual-stack network.
     pub ipv6: Option<Subnet>,
+    /// Nothing leads out of it or into it.
+    #[serde(default)]
+    pub internal: bool,
     /// Hosts that have addresses of it.
     pub hosts: usize,
     /// Endpoints on all hosts. Where no container is attached to it, only `network inspect` knows:
@@ -102,6 +108,9 @@ pub struct NetworkCreate {
     pub ipv6: bool,
     /// Its VNI; the next free one when absent.
     pub vni: Option<Vni>,
+    /// Nothing is to lead out of it or into it.
+    #[serde(default)]
+    pub internal: bool,
 }
 
 /// An endpoint.
@@ -188,6 +197,9 @@ pub struct ContainerAdd {
     /// What the runtime calls it that asks.
     #[serde(default)]
     pub attachment: Option<Attachment>,
+    /// Ports of it that this host publishes.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
 }
 
 /// Asks to detach containers of this host.

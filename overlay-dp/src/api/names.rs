@@ -66,6 +66,7 @@ mod tests {
             mac: None,
             ifname: "eth0".into(),
             attachment: None,
+            publish: Vec::new(),
         }
     }
 
@@ -77,6 +78,7 @@ mod tests {
             ips: Vec::new(),
             aliases: Vec::new(),
             service: Some(service.into()),
+            router: false,
         };
         (HostId(1), endpoint)
     }

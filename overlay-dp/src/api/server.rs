@@ -27,11 +27,15 @@ use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
     FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, VtepInfo, names,
 };
-use crate::agent::{Addresses, Port, PortAdd, Reply, Request, Steps, Wish};
+use crate::agent::{Addresses, Port, PortAdd, ROUTER_PREFIX, Reply, Request, Steps, Wish};
 use crate::instance::Instance;
+use ipnetwork::IpNetwork;
 
 /// How long answers that are under way may take when the agent stops.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
+
+/// How long an attach waits for the network's way out.
+const WAY_OUT_WAIT: Duration = Duration::from_secs(5);
 
 /// How long the removal of a network waits for other hosts to give their addresses back.
 const GIVE_BACK_WAIT: Duration = Duration::from_secs(2);
@@ -79,6 +83,7 @@ pub(crate) async fn start(instance: &Instance, ctx: Ctx, web: Option<Web>) -> Re
         .route("/v1/fdb", get(fdb).post(fdb_add).delete(fdb_remove))
         .route("/v1/detach", post(detach))
         .merge(super::admin::router())
+        .merge(super::services::router())
         .merge(super::attachments::router())
         .merge(super::metrics::router())
         .merge(super::overview::router())
@@ -167,6 +172,7 @@ impl Ctx {
             .look_up(network.vni)
             .await
             .into_iter()
+            .filter(|(_, endpoint)| !endpoint.router)
             .map(|(host, endpoint)| {
                 let local = match host == me {
                     true => ports.get(&(endpoint.vni, endpoint.name.clone())).cloned(),
@@ -196,8 +202,36 @@ impl Ctx {
         ports.into_iter().map(one).collect()
     }
 
+    /// Returns when the container can get out of its network; without what it publishes it goes
+    /// again.
+    async fn wait_for_way_out(&self, port: &Port, network: &Network) -> Result<()> {
+        let vni = network.vni;
+        if network.internal {
+            return Ok(());
+        }
+        let ready = self.ask(|reply| Request::RouterWait(vni, reply));
+        let problem = match tokio::time::timeout(WAY_OUT_WAIT, ready).await {
+            Ok(problem) => problem?,
+            Err(_) => Some("the managers give this host no address for it yet".to_owned()),
+        };
+        match problem {
+            Some(problem) if !port.publish.is_empty() => {
+                let name = port.endpoint.name.clone();
+                self.ask(|reply| Request::PortsRemove(name, Some(vni), reply))
+                    .await?;
+                bail!("nothing can be published: {problem}");
+            }
+            Some(problem) => {
+                tracing::warn!(network = %network.name, "there is no way out of this host: {problem}");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     pub fn network_info(&self, network: Network) -> NetworkInfo {
-        let endpoints = self.cluster.endpoints(network.vni);
+        let mut endpoints = self.cluster.endpoints(network.vni);
+        endpoints.retain(|(_, endpoint)| !endpoint.router);
         let me = self.cluster.me().id;
         let attached = endpoints.iter().any(|(host, _)| *host == me);
         NetworkInfo {
@@ -209,6 +243,7 @@ impl Ctx {
             subnet: network.subnet,
             gateway: network.gateway,
             ipv6: network.ipv6,
+            internal: network.internal,
         }
     }
 }
@@ -290,20 +325,21 @@ async fn network_create(
 ) -> Answer<NetworkInfo> {
     check_name(&ask.name)?;
     let host = overlay_host::Host::new()?;
+    let mut routes = host.host_routes().await?;
+    // Those into our own networks are the managers' to speak of.
+    routes.retain(|(_, interface)| !interface.starts_with(ROUTER_PREFIX));
     for subnet in &ask.subnets {
-        if let Some((route, interface)) = host.find_overlap(*subnet).await? {
+        let overlaps = |route: &IpNetwork| {
+            route.contains(subnet.network()) || subnet.contains(route.network())
+        };
+        if let Some((route, interface)) = routes.iter().find(|(route, _)| overlaps(route)) {
             return Err(anyhow!(
                 "{subnet} overlaps this host's route {route} (dev {interface}): choose another --subnet"
             )
             .into());
         }
     }
-    let avoid = host
-        .host_routes()
-        .await?
-        .into_iter()
-        .map(|(route, _)| route)
-        .collect();
+    let avoid = routes.into_iter().map(|(route, _)| route).collect();
     let spec = NetworkSpec {
         name: ask.name,
         subnets: ask.subnets,
@@ -311,6 +347,7 @@ async fn network_create(
         ip_range: ask.ip_range,
         ipv6: ask.ipv6,
         vni: ask.vni,
+        internal: ask.internal,
     };
     let network = ctx.cluster.network_create(spec, avoid).await?;
     Ok(Json(ctx.network_info(network)))
@@ -388,6 +425,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
         name: name.clone(),
         ip: ask.ip,
         mac: ask.mac,
+        last: false,
     };
     let given = ctx.addresses.take(wish).await?;
     steps.done("lease");
@@ -399,6 +437,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
             ips: given.ips,
             aliases: ask.aliases,
             service: ask.service,
+            router: false,
         },
         network: network.clone(),
         netns: ask.netns,
@@ -407,6 +446,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
         intercept_dns: false,
         attachment: ask.attachment,
         docker: None,
+        publish: ask.publish,
         steps,
     };
     let port = match ctx
@@ -419,6 +459,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
             return Err(error);
         }
     };
+    ctx.wait_for_way_out(&port, &network).await?;
     let me = ctx.cluster.me();
     Ok(info(
         &port.endpoint,

@@ -8,7 +8,9 @@ use ipnetwork::IpNetwork;
 use overlay_core::model::{MacAddr, Vni};
 
 use super::docker::DockerArgs;
+use super::service::ServiceCommand;
 use crate::agent::{Datapath, OnExit};
+use crate::api::Publish;
 
 /// VXLAN overlay networks for containers: an eBPF data plane, and no orchestrator.
 #[derive(Debug, Parser)]
@@ -60,6 +62,9 @@ pub enum Command {
     /// Docker's networks
     #[command(subcommand)]
     Docker(super::docker::DockerCommand),
+    /// Services, and ports that every host publishes
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// The forwarding table: which MAC is behind which VTEP or port
     #[command(subcommand)]
     Fdb(FdbCommand),
@@ -190,6 +195,7 @@ pub enum NetworkCommand {
   overlay-dp network create blue --subnet 10.20.0.0/16 --gateway 10.20.0.254 --vni 5000
   overlay-dp network create green --subnet 10.30.0.0/16 --ip-range 10.30.128.0/17
   overlay-dp network create dual --ipv6
+  overlay-dp network create backend --internal
   overlay-dp network create six --subnet 2001:db8:1::/64")]
     Create {
         /// Its name
@@ -209,6 +215,9 @@ pub enum NetworkCommand {
         /// Its VNI, 1 to 16777215 [default: the next free one from 4096 up]
         #[arg(long, value_parser = parse_vni)]
         vni: Option<Vni>,
+        /// No way out of it, and none into it
+        #[arg(long)]
+        internal: bool,
     },
     /// List networks
     Ls,
@@ -234,6 +243,7 @@ pub enum ContainerCommand {
   overlay-dp container add test.1 --network uber-net --netns c1
   overlay-dp container add web --network uber-net --pid 4711 --ip 10.0.0.80
   overlay-dp container add --service web --network uber-net --netns c3 --resolv-conf
+  overlay-dp container add www --network uber-net --netns c4 --publish 8080:80
   overlay-dp container add db --network uber-net --netns /run/docker/netns/1a2b3c --ifname net1")]
     Add {
         /// Its name, unique on the network [default: SERVICE.SLOT.RANDOM]
@@ -271,6 +281,9 @@ pub enum ContainerCommand {
         /// Write /etc/netns/NAME/resolv.conf, so that what 'ip netns exec NAME' runs knows the names
         #[arg(long, conflicts_with = "pid")]
         resolv_conf: bool,
+        /// Publish a port of it on this host (repeatable)
+        #[arg(long, value_name = "[HOSTIP:]HOSTPORT:PORT[/udp]")]
+        publish: Vec<Publish>,
     },
     /// Detach containers of this host
     Rm {

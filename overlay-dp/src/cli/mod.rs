@@ -7,6 +7,7 @@ mod docker;
 mod docs;
 mod render;
 mod run;
+mod service;
 mod top;
 mod trace;
 
@@ -143,6 +144,7 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
         Command::Network(command) => network(instance, json, command).await,
         Command::Docker(command) => docker::run(instance, json, command).await,
         Command::Container(command) => container(instance, json, command).await,
+        Command::Service(command) => service::service(instance, json, command).await,
         Command::Fdb(command) => fdb(instance, json, command).await,
     }
 }
@@ -175,6 +177,7 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
             ip_range,
             ipv6,
             vni,
+            internal,
         } => {
             let request = NetworkCreate {
                 name,
@@ -183,6 +186,7 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
                 ip_range,
                 ipv6,
                 vni,
+                internal,
             };
             let made: NetworkInfo =
                 call(instance, Method::POST, "/v1/networks", Some(&request)).await?;
@@ -243,6 +247,7 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
             aliases,
             service,
             resolv_conf,
+            publish,
         } => {
             let netns = match (netns, pid) {
                 (Some(text), _) => args::parse_netns(&text)?,
@@ -260,6 +265,7 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
                 service,
                 resolv_conf,
                 attachment: None,
+                publish,
             };
             let added: ContainerInfo =
                 call(instance, Method::POST, "/v1/containers", Some(&request)).await?;

@@ -29,7 +29,7 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [Stri
         .join("\n")
 }
 
-fn list<T: ToString>(items: &[T]) -> String {
+pub fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
 }
 

@@ -94,6 +94,7 @@ pub async fn run(instance: &Instance, args: RunArgs) -> Result<ExitCode> {
         mac: args.mac_address,
         ifname: args.ifname,
         attachment: None,
+        publish: Vec::new(),
     };
     let added: ContainerInfo =
         call(instance, Method::POST, "/v1/containers", Some(&request)).await?;

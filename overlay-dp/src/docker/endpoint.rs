@@ -140,6 +140,7 @@ impl Plugin {
                 ips,
                 aliases: Vec::new(),
                 service: None,
+                router: false,
             },
             sandbox: sandbox.clone(),
         };

@@ -258,6 +258,7 @@ impl Plugin {
             name: key.clone(),
             ip: wanted,
             mac: None,
+            last: false,
         };
         let given = self.ctx.addresses.take(wish).await?;
         let noted = (|| {

@@ -240,6 +240,7 @@ async fn setup(netns: PathBuf, exec: Exec) -> Result<Value> {
         mac: options.static_mac,
         ifname: options.interface_name.clone(),
         attachment: Some(exec.reference().attachment),
+        publish: Vec::new(),
     };
     let added: ContainerInfo =
         call(&instance, Method::POST, "/v1/containers", Some(&request)).await?;

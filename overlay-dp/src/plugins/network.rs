@@ -56,6 +56,7 @@ pub async fn find_or_make(instance: &Instance, name: &str, make: &Make) -> Resul
         ip_range: make.ip_range,
         ipv6: make.ipv6,
         vni: None,
+        internal: false,
     };
     let made = call(instance, Method::POST, "/v1/networks", Some(&request)).await;
     match made {

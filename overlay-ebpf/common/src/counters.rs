@@ -112,6 +112,8 @@ counters! {
         EchoReplies => "echo-replies",
         /// Frames for a service's own address that were given to one of its backends.
         Balanced => "balanced",
+        /// Frames given to the host itself: on their way out of a network, or for the host.
+        Routed => "routed",
     }
 }
 

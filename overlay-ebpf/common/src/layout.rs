@@ -1,5 +1,5 @@
 //! Keys and values of the BPF maps: no padding, so that every byte is defined. The agent is the
-//! only writer; the programs only read (counters excepted).
+//! only writer; the programs only read (counters and entrances excepted).
 
 use crate::wire::{Ip16, Mac, UNSPECIFIED, ip_eq};
 
@@ -28,6 +28,8 @@ pub mod names {
     pub const FDB: &str = "OVL_FDB";
     /// `HashMap<NeighbourKey, NeighbourEntry>`.
     pub const NEIGHBOURS: &str = "OVL_NEIGHBOURS";
+    /// `LruHashMap<FlowKey, EntranceEntry>`.
+    pub const ENTRANCES: &str = "OVL_ENTRANCES";
     /// `HashMap<Ip16, VtepEntry>`.
     pub const VTEPS: &str = "OVL_VTEPS";
     /// `PerCpuArray<u64>` indexed by [`crate::counters::DropReason`].
@@ -106,8 +108,36 @@ pod!(PortEntry, 56);
 pub struct NetworkEntry {
     /// Largest inner packet (Ethernet header excluded), in bytes.
     pub mtu: u32,
+    /// This host's own MAC in it, that of its router port; zero when it has none. Then the rest
+    /// is zero, too.
+    pub router: Mac,
+    /// Zero.
+    pub _zero: [u8; 2],
+    /// Its IPv4 addresses …
+    pub net4: [u8; 4],
+    /// … and the bits that they have in common.
+    pub mask4: [u8; 4],
+    /// Its IPv6 addresses …
+    pub net6: Ip16,
+    /// … and the bits that they have in common.
+    pub mask6: Ip16,
 }
-pod!(NetworkEntry, 4);
+pod!(NetworkEntry, 52);
+
+impl NetworkEntry {
+    /// Without a way out.
+    pub const fn closed(mtu: u32) -> NetworkEntry {
+        NetworkEntry {
+            mtu,
+            router: [0; 6],
+            _zero: [0; 2],
+            net4: [0; 4],
+            mask4: [0; 4],
+            net6: UNSPECIFIED,
+            mask6: UNSPECIFIED,
+        }
+    }
+}
 
 /// Names one MAC of one network. Twelve bytes and not nine, because the kernel hashes keys of
 /// whole words faster.
@@ -159,6 +189,8 @@ pub const FDB_BACKEND: u32 = 1;
 pub const FDB_SERVICE: u32 = 2;
 /// A MAC's flag: a host's way out of the network: what comes from it may be from any address.
 pub const FDB_ROUTER: u32 = 4;
+/// A MAC's flag: the gateway's, which is behind this host's router port for what is for outside.
+pub const FDB_GATEWAY: u32 = 8;
 
 impl FdbEntry {
     /// Behind the VTEP with this address.
@@ -169,6 +201,18 @@ impl FdbEntry {
             ifindex: 0,
             flags: 0,
         }
+    }
+
+    /// The gateway's MAC: what is for outside goes to the router port with this ifindex, the rest
+    /// to the agent.
+    pub const fn gateway(router: u32) -> FdbEntry {
+        FdbEntry::local(router).with(FDB_GATEWAY)
+    }
+
+    /// True when it has [`FDB_GATEWAY`].
+    #[inline(always)]
+    pub const fn is_gateway(&self) -> bool {
+        self.flags & FDB_GATEWAY != 0
     }
 
     /// Behind the local port with this ifindex.
@@ -273,6 +317,64 @@ pub struct NeighbourEntry {
     pub _zero: [u8; 2],
 }
 pod!(NeighbourEntry, 8);
+
+/// Names one flow between a container and somebody outside of its network.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// The network, host order.
+    pub vni: u32,
+    /// The container's address.
+    pub inside: Ip16,
+    /// The other one's.
+    pub outside: Ip16,
+    inside_port: [u8; 2],
+    outside_port: [u8; 2],
+    /// 0 for all that there is between the two.
+    pub protocol: u8,
+    _zero: [u8; 3],
+}
+pod!(FlowKey, 44);
+
+impl FlowKey {
+    /// The key of a flow on the network `vni` (host order); ports in wire order.
+    #[inline(always)]
+    pub const fn new(
+        vni: u32,
+        (inside, inside_port): (Ip16, [u8; 2]),
+        (outside, outside_port): (Ip16, [u8; 2]),
+        protocol: u8,
+    ) -> FlowKey {
+        FlowKey {
+            vni,
+            inside,
+            outside,
+            inside_port,
+            outside_port,
+            protocol,
+            _zero: [0; 3],
+        }
+    }
+
+    /// Makes it the key of all flows between the two.
+    #[inline(always)]
+    pub const fn forget_ports(&mut self) {
+        self.inside_port = [0; 2];
+        self.outside_port = [0; 2];
+        self.protocol = 0;
+    }
+}
+
+/// Through whose router a flow came in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntranceEntry {
+    /// The router's address in the network.
+    pub mac: Mac,
+    /// Zero.
+    pub _zero: [u8; 2],
+}
+pod!(EntranceEntry, 8);
 
 /// How to reach a VTEP: kept by the agent from the kernel's routes and neighbours.
 #[repr(C)]

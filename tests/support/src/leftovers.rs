@@ -47,6 +47,15 @@ impl Host {
                 found.push(format!("clsact on {}", qdisc["dev"]));
             }
         }
+        // Without nft there can be no table.
+        if let Ok(tables) = self.ns.run("nft list tables") {
+            let ours = tables.lines().filter(|line| line.contains("overlay-dp"));
+            found.extend(ours.map(|line| format!("nftables {line}")));
+        }
+        if let Ok(rules) = self.ns.run("iptables -S FORWARD") {
+            let ours = rules.lines().filter(|line| line.contains("overlay-dp"));
+            found.extend(ours.map(|line| format!("iptables {line}")));
+        }
         for dir in ["/sys/fs/bpf/overlay-dp", "/run/overlay-dp"] {
             let dir = Path::new(dir).join(&self.instance);
             found.extend(names_in(&dir).map(|name| format!("{}/{name}", dir.display())));

@@ -22,6 +22,7 @@ mod iperf;
 mod lab;
 mod leftovers;
 mod ns;
+mod outside;
 mod partition;
 mod power;
 mod probe;
@@ -37,6 +38,7 @@ pub use fixture::{Container, Overlay, all_reach_each_other, test, wait_checksums
 pub use iperf::{Load, Traffic, iperf3};
 pub use lab::{Host, Lab, LabSpec};
 pub use ns::Ns;
+pub use outside::{Outside, Teller, Told, ask_udp};
 pub use probe::{Hop, PingRun, PingStats, checksum_errors, nstat, ping, start_ping, traceroute};
 pub use process::{Background, Done, check_signals, program, stop_on_signals, wait_until};
 pub use remove::{kept_labs, remove_kept, remove_stale};

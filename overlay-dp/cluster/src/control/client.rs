@@ -133,6 +133,8 @@ fn met(request: &Request, refusal: &Refusal) -> Option<Answer> {
     match (request, refusal) {
         (Request::NetworkCreate { .. }, Refusal::NetworkExists(_))
         | (Request::NetworkRemove { .. }, Refusal::NoNetwork(_))
+        | (Request::ServiceCreate { .. }, Refusal::ServiceExists(_))
+        | (Request::ServiceRemove { .. }, Refusal::NoService(_))
         | (Request::HostRemove { .. } | Request::Leave, Refusal::NoHost(_)) => Some(done),
         _ => None,
     }

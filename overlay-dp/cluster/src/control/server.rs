@@ -263,6 +263,8 @@ async fn member(
         Request::NetworkCreate { spec, avoid } => Command::NetworkCreate { spec, avoid },
         Request::NetworkRemove { name } => Command::NetworkRemove { name },
         Request::NetworkEverywhere { name } => Command::NetworkEverywhere { name },
+        Request::ServiceCreate { spec } => Command::ServiceCreate { spec },
+        Request::ServiceRemove { name } => Command::ServiceRemove { name },
         Request::Grant { vni, want } => {
             if let (Want::Addresses(_) | Want::Spare(_), Some(wait)) = (want, node.claims_first()) {
                 return Err(denied(format!(

@@ -187,6 +187,7 @@ impl TestHost {
             ips,
             aliases: Vec::new(),
             service: None,
+            router: false,
         }
     }
 

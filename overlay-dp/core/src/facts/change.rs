@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pool::{Claim, Grant, Pool};
 use super::{Facts, Range, Version, Wanted};
-use crate::model::{Host, HostId, MacAddr, Network, Vni};
+use crate::model::{Host, HostId, MacAddr, Network, Service, Vni};
 
 /// One difference between two versions of the facts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,10 @@ pub enum Change {
         /// Who.
         host: HostId,
     },
+    /// A new service.
+    ServiceSet(Service),
+    /// A service is gone.
+    ServiceGone(String),
 }
 
 /// What a copy lacks.
@@ -204,6 +208,12 @@ impl Facts {
             Change::WantedSet { vni, wanted } => self.in_pool(*vni, |pool| {
                 pool.wanted.insert(wanted.host, wanted.want);
             }),
+            Change::ServiceSet(service) => {
+                self.services.insert(service.name.clone(), service.clone());
+            }
+            Change::ServiceGone(name) => {
+                self.services.remove(name);
+            }
             Change::WantedGone { vni, host } => self.in_pool(*vni, |pool| {
                 pool.wanted.remove(host);
             }),

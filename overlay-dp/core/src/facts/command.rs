@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::{Range, Version};
-use crate::model::{Host, HostId, MacAddr, Network, Vni};
+use crate::model::{Host, HostId, MacAddr, Network, Service, ServicePort, Vni};
 
 /// What a user asks for; the rest is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,19 @@ pub struct NetworkSpec {
     pub ipv6: bool,
     /// Chosen from 4096 up when absent.
     pub vni: Option<Vni>,
+    /// Nothing leads out of it or into it.
+    pub internal: bool,
+}
+
+/// A service that a user asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Unique in the cluster.
+    pub name: String,
+    /// Its network's name.
+    pub network: String,
+    /// What every host is to publish of it.
+    pub publish: Vec<ServicePort>,
 }
 
 /// One step of the cluster's state. All chance and time comes in with it.
@@ -122,6 +135,16 @@ pub enum Command {
         /// Its secret.
         secret: Vec<u8>,
     },
+    /// Makes a service.
+    ServiceCreate {
+        /// What is asked for.
+        spec: ServiceSpec,
+    },
+    /// Removes a service; its tasks stay.
+    ServiceRemove {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// What a host asks for in a network.
@@ -156,4 +179,6 @@ pub enum Reply {
     Network(Network),
     /// The offsets got, possibly none for a spare.
     Granted(Vec<Range>),
+    /// The service made.
+    Service(Service),
 }

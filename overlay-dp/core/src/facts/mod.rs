@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Host, HostId, MacAddr, Network, Vni};
+use crate::model::{Host, HostId, MacAddr, Network, Service, Vni};
 
 mod change;
 mod check;
@@ -23,7 +23,7 @@ mod refusal;
 
 pub use change::{Change, FactsNews, Gap};
 pub use check::{MAX_ALIASES, RecordFault};
-pub use command::{Command, NetworkSpec, Reply, Want, Wanted};
+pub use command::{Command, NetworkSpec, Reply, ServiceSpec, Want, Wanted};
 pub use machine::{Secrets, StateMachine};
 pub use pool::{Claim, Grant};
 pub use ranges::{Range, Ranges};
@@ -37,6 +37,10 @@ pub const FIRST_VNI: u32 = 4096;
 pub const MAX_HOSTS: usize = 1000;
 /// More networks than this are refused: every host knows them all.
 pub const MAX_NETWORKS: usize = 4096;
+/// More services than this are refused: every host knows them all.
+pub const MAX_SERVICES: usize = 4096;
+/// More published ports than this are refused to one service.
+pub const MAX_PUBLISHED: usize = 64;
 /// More addresses than this are refused to one host in one network.
 pub const MAX_NETWORK_OFFSETS: u64 = 65_536;
 /// More addresses than this are refused to one host in all networks: no host alone can fill the
@@ -68,6 +72,7 @@ pub struct Facts {
     /// Networks that every host's container engine is to have.
     #[serde(default)]
     everywhere: BTreeSet<Vni>,
+    services: BTreeMap<String, Service>,
 }
 
 impl Facts {
@@ -109,6 +114,16 @@ impl Facts {
     /// Whether every host's container engine is to have a network.
     pub fn is_everywhere(&self, vni: Vni) -> bool {
         self.everywhere.contains(&vni)
+    }
+
+    /// All services, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// One service.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.services.get(name)
     }
 
     /// What addresses of a network are chosen from; others must be asked for one by one.

@@ -5,8 +5,11 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_HOST_OFFSETS, MAX_HOSTS, MAX_NETWORK_OFFSETS, MAX_NETWORKS, MAX_PIECES};
-use crate::model::{HostId, MacAddr, ModelError, Network, Vni};
+use super::{
+    MAX_HOST_OFFSETS, MAX_HOSTS, MAX_NETWORK_OFFSETS, MAX_NETWORKS, MAX_PIECES, MAX_PUBLISHED,
+    MAX_SERVICES,
+};
+use crate::model::{HostId, MacAddr, ModelError, Network, Protocol, Vni};
 
 /// Why a command was refused. Nothing but what hosts want has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -144,6 +147,43 @@ pub enum Refusal {
         /// Some of them.
         hosts: String,
     },
+    /// Services are made for it.
+    #[error("network '{network}' has services ({services}): remove them first")]
+    HasServices {
+        /// The network.
+        network: String,
+        /// Some of them.
+        services: String,
+    },
+    /// The name is taken.
+    #[error("service '{0}' exists already: choose another name, or remove it first")]
+    ServiceExists(String),
+    /// No service of that name.
+    #[error("there is no service '{0}': `overlay-dp service ls` lists them")]
+    NoService(String),
+    /// See [`MAX_SERVICES`] and [`MAX_PUBLISHED`].
+    #[error(
+        "that is too much: there may be {MAX_SERVICES} services, with {MAX_PUBLISHED} published ports each"
+    )]
+    TooManyServices,
+    /// Nothing leads into the network.
+    #[error("network '{0}' is internal: nothing can be published out of it")]
+    Internal(String),
+    /// Another service has the port.
+    #[error(
+        "port {port}/{} is published already, for service '{service}': choose another one", .protocol.name()
+    )]
+    Published {
+        /// As asked for.
+        port: u16,
+        /// As asked for.
+        protocol: Protocol,
+        /// Whose it is.
+        service: String,
+    },
+    /// There is no such port.
+    #[error("port 0 can't be published: give one from 1 to 65535")]
+    PortZero,
     /// See [`MAX_NETWORK_OFFSETS`] and [`MAX_HOST_OFFSETS`].
     #[error(
         "this host has {held} addresses, of {MAX_NETWORK_OFFSETS} in one network and {MAX_HOST_OFFSETS} in all that it may have: remove a container"

@@ -9,7 +9,7 @@ use crate::model::{HostId, MacAddr, Vni};
 
 /// So many unused addresses are kept in a network with endpoints, and as many spares are aimed
 /// at.
-const KEPT: usize = 8;
+pub(super) const KEPT: usize = 8;
 
 impl Holdings {
     /// What to give back now: everything of a network without endpoints, what is more than needed
@@ -227,7 +227,7 @@ impl Held {
 }
 
 /// Whether another host waits for any address.
-fn others_wait(facts: &Facts, me: HostId, vni: Vni) -> bool {
+pub(super) fn others_wait(facts: &Facts, me: HostId, vni: Vni) -> bool {
     let wanted = facts.wanted(vni).into_iter();
     wanted
         .filter(|wanted| wanted.host != me)

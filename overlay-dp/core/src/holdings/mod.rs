@@ -178,6 +178,27 @@ impl Holdings {
         Some(offset)
     }
 
+    /// As [`Holdings::take`], an offset from the end of the range, where there is one: those at its
+    /// beginning are for containers.
+    ///
+    /// # Errors
+    /// As [`Holdings::take`].
+    pub fn take_last(&mut self, facts: &Facts, me: HostId, vni: Vni) -> Result<u32, Need> {
+        let outdated = self.outdated(facts);
+        let held = self.networks.entry(vni).or_default();
+        let next = held.next;
+        if !outdated && let Some(offset) = held.pick(facts, me, vni, true) {
+            held.next = next;
+            held.asked.remove(&None);
+            return Ok(offset);
+        }
+        if outdated || facts.spares_left(vni, 1) == 0 || background::others_wait(facts, me, vni) {
+            return self.take(facts, me, vni, None);
+        }
+        held.asked.insert(None);
+        Err(Need::Ask(Want::Spare(background::KEPT as u32)))
+    }
+
     /// Takes a MAC address for an endpoint, other than the one of its own offset.
     ///
     /// # Errors

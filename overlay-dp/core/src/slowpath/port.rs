@@ -66,7 +66,11 @@ impl<'a> FromPort<'a> {
     ) -> Result<(), DropReason> {
         let vni = self.port.vni;
         let view = &self.view;
-        let verdict = verdict::from_port(&Bytes::whole(self.inner), view, self.ifindex);
+        let bytes = Bytes::whole(self.inner);
+        let verdict = match verdict::from_port(&bytes, view, self.ifindex) {
+            Verdict::Leave(leaving) => verdict::leave(&bytes, view, &leaving),
+            other => other,
+        };
         if let Verdict::Drop(reason) = verdict {
             return Err(reason);
         }
@@ -86,9 +90,17 @@ impl<'a> FromPort<'a> {
                 Ok(())
             }
             Verdict::Balance { .. } => gateway::answer_for_service(self, limiter, now, sink),
-            Verdict::Switch { ifindex, .. } => {
+            Verdict::Switch { ifindex, .. } | Verdict::Enter { ifindex, .. } => {
                 self.fill_fdb(sink);
                 sink.send_to_port(ifindex, vni, self.inner, None);
+                Ok(())
+            }
+            Verdict::Route { ifindex, mac, .. } => {
+                self.fill_fdb(sink);
+                sink.write_to_port(ifindex, vni, self.inner.len(), |frame| {
+                    frame.copy_from_slice(self.inner);
+                    frame[..6].copy_from_slice(&mac);
+                });
                 Ok(())
             }
             Verdict::ArpReply { mac } => {
@@ -126,6 +138,8 @@ impl<'a> FromPort<'a> {
             Verdict::Pass
             | Verdict::Drop(_)
             | Verdict::Decap { .. }
+            | Verdict::Leave(_)
+            | Verdict::Return { .. }
             | Verdict::EchoReply { .. }
             | Verdict::Forward { .. } => Err(DropReason::NotPunted),
         }

@@ -61,6 +61,12 @@ fn ends(from: &FromPort<'_>) -> Option<Ends> {
 
 /// The largest packet for this destination.
 fn mtu(from: &FromPort<'_>) -> u32 {
+    if from.dst == from.network.gateway_mac().0 {
+        // Through which router it goes is not known here: the narrowest of all ways fits.
+        let ways = from.tables.flood_vteps(from.port.vni);
+        let ways = ways.filter(|(_, vtep)| vtep.ifindex != 0);
+        return ways.fold(from.port.mtu, |mtu, (_, vtep)| mtu.min(vtep.mtu));
+    }
     let entry = from.tables.fdb_entry(&FdbKey::new(from.port.vni, from.dst));
     let vtep = entry.and_then(|entry| from.tables.vtep_entry(entry.vtep()));
     match vtep {

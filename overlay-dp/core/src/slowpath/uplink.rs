@@ -1,7 +1,7 @@
 //! Frames from other VTEPs.
 
 use overlay_common::counters::DropReason;
-use overlay_common::layout::{FdbEntry, FdbKey};
+use overlay_common::layout::FdbKey;
 use overlay_common::punt::{self, Reason};
 use overlay_common::verdict::{self, Verdict};
 use overlay_common::wire::{
@@ -91,9 +91,7 @@ impl<'a> FromUplink<'a> {
             Verdict::Decap { ifindex, ecn, .. } => {
                 self.fill_source(sink);
                 if self.reason == Reason::UnknownDestination {
-                    let key = FdbKey::new(vni, self.dst);
-                    sink.out
-                        .update(MapUpdate::SetFdb(key, FdbEntry::local(ifindex)));
+                    self.fill(FdbKey::new(vni, self.dst), sink);
                 }
                 sink.send_to_port(ifindex, vni, self.inner, ecn);
                 Ok(())
@@ -123,9 +121,14 @@ impl<'a> FromUplink<'a> {
     /// The tables have the source behind the VTEP that sent the frame: now the map has it, too.
     fn fill_source(&self, sink: &mut Sink<'_, impl Output>) {
         if self.reason == Reason::UnknownSource {
-            let key = FdbKey::new(self.outer.vni, self.src);
-            let entry = FdbEntry::remote(self.outer.src);
-            sink.out.update(MapUpdate::SetFdb(key, entry));
+            self.fill(FdbKey::new(self.outer.vni, self.src), sink);
+        }
+    }
+
+    /// The map gets what the tables have.
+    fn fill(&self, key: FdbKey, sink: &mut Sink<'_, impl Output>) {
+        if let Some(entry) = self.tables.fdb_entry(&key) {
+            sink.out.update(MapUpdate::SetFdb(key, *entry));
         }
     }
 }

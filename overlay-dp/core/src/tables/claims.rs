@@ -22,7 +22,7 @@ pub(super) enum Owner {
 }
 
 impl Owner {
-    /// Where frames for a MAC of this owner go; the gateway's go nowhere.
+    /// Where frames for a MAC of this owner go; the gateway's is the network's to say.
     pub fn fdb_entry(self) -> Option<FdbEntry> {
         match self {
             Owner::Gateway => None,

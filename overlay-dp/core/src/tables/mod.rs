@@ -5,8 +5,8 @@
 //! [`Tables::poll_update`] gives back, in that order. The slow path only reads.
 //!
 //! - A network is in the maps only while this host has a port in it.
-//! - Frames to the gateway's MAC are the agent's to answer, so that MAC is in no FDB; the gateway's
-//!   addresses, one of each family, are in the neighbour map: BPF answers ARP and ND for them.
+//! - Frames to the gateway's MAC are the agent's to answer, so that MAC is in no FDB, unless this
+//!   host has a router port in the network: then it is behind that port. The gateway's addresses, one of each family, are in the neighbour map: BPF answers ARP and ND for them.
 //! - When two endpoints claim one MAC or one address, the gateway comes before a local port, that
 //!   before a static entry, that before another host; among equals the first one counts until it
 //!   withdraws. What another host says counts only while its VTEP is known.
@@ -28,7 +28,7 @@ mod vtep;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use overlay_common::layout::{Config, VtepEntry};
+use overlay_common::layout::{Config, PORT_ROUTER, VtepEntry};
 use overlay_common::wire::{Family, Ip16};
 
 pub use facts::{Error, Local, NextHop, StaticEntry};
@@ -108,6 +108,7 @@ impl Tables {
             port.entry.mtu = mtu;
         }
         for net in self.nets.values_mut() {
+            net.mtu = mtu;
             net.entry.mtu = mtu;
             if net.active {
                 let set = |(ifindex, entry)| MapUpdate::SetPort(ifindex, entry);
@@ -130,6 +131,7 @@ impl Tables {
         net.replace(Owner::Gateway, old.as_ref(), Some(&new), &mut self.updates);
         net.gateway = Some(new);
         net.network = Some(network);
+        net.set_router(net.router, &mut self.updates);
         net.activate(&self.ports, &mut self.updates);
     }
 
@@ -342,6 +344,10 @@ impl Tables {
         check(endpoint.mac, &endpoint.ips)?;
         let old = self.ports.get(&ifindex);
         let record = Record::of_endpoint(endpoint, None, &mut self.seq);
+        let flags = match endpoint.router {
+            true => flags | PORT_ROUTER,
+            false => flags,
+        };
         let port = Port::new(endpoint.vni, record, self.local.mtu, flags);
         if old.is_some_and(|old| old.entry == port.entry && old.record.is_of(endpoint)) {
             return Ok(());
@@ -359,6 +365,9 @@ impl Tables {
             Some(&port.record),
             &mut self.updates,
         );
+        if endpoint.router {
+            net.set_router(Some((ifindex, endpoint.mac)), &mut self.updates);
+        }
         self.ports.insert(ifindex, port);
         net.activate(&self.ports, &mut self.updates);
         Ok(())
@@ -373,6 +382,9 @@ impl Tables {
         let Some(net) = self.nets.get_mut(&vni.get()) else {
             return;
         };
+        if net.router.is_some_and(|(router, _)| router == ifindex) {
+            net.set_router(None, &mut self.updates);
+        }
         if net.ports.len() == 1 {
             net.deactivate(&mut self.updates);
         }

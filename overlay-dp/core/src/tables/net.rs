@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use overlay_common::layout::{
-    FDB_BACKEND, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry,
+    FDB_BACKEND, FDB_ROUTER, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry,
+    PortEntry,
 };
 use overlay_common::wire::Ip16;
 
@@ -22,8 +24,11 @@ pub(super) struct Net {
     pub network: Option<Network>,
     /// The gateway's claims, while `network` is known.
     pub gateway: Option<Record>,
+    /// This host's own port, and the MAC behind it.
+    pub router: Option<(u32, MacAddr)>,
+    pub mtu: u32,
     pub entry: NetworkEntry,
-    /// The value is `None` for the gateway's MAC: it is in no FDB.
+    /// The value is `None` for the gateway's MAC while there is no router: it is in no FDB.
     pub macs: Claims<MacAddr, Option<FdbEntry>>,
     pub ips: Claims<Ip16, NeighbourEntry>,
     /// How many endpoints are behind each VTEP; none of them zero.
@@ -40,7 +45,9 @@ impl Net {
             vni,
             network: None,
             gateway: None,
-            entry: NetworkEntry { mtu },
+            router: None,
+            mtu,
+            entry: NetworkEntry::closed(mtu),
             macs: Claims::default(),
             ips: Claims::default(),
             vteps: BTreeMap::new(),
@@ -79,8 +86,12 @@ impl Net {
         if let Some(new) = new {
             let before = self.fdb(new.mac).copied();
             let rank = owner.rank(new.mac_seq);
-            let flags = new.service.as_ref().map_or(0, |_| FDB_BACKEND);
-            let entry = owner.fdb_entry().map(|entry| entry.with(flags));
+            let backend = new.service.as_ref().map_or(0, |_| FDB_BACKEND);
+            let router = if new.router { FDB_ROUTER } else { 0 };
+            let entry = match owner {
+                Owner::Gateway => self.gateway_entry(),
+                _ => owner.fdb_entry().map(|entry| entry.with(backend | router)),
+            };
             self.macs.set(new.mac, rank, entry);
             self.tell_mac(new.mac, before, updates);
             let entry = NeighbourEntry {
@@ -136,6 +147,56 @@ impl Net {
         updates.extend(set.into_iter());
         self.replace(Owner::Service, old.as_ref(), new.as_ref(), updates);
         updates.extend(deleted.into_iter());
+    }
+
+    /// This host has a port of its own, or none any more: the gateway's MAC is behind it.
+    pub fn set_router(&mut self, router: Option<(u32, MacAddr)>, updates: &mut Updates) {
+        self.router = router;
+        let entry = self.network_entry();
+        // The network first: who is found in the FDB finds it there.
+        if entry != self.entry && router.is_some() {
+            self.set_entry(entry, updates);
+        }
+        if let Some(gateway) = &self.gateway {
+            let (mac, rank) = (gateway.mac, Owner::Gateway.rank(gateway.mac_seq));
+            let before = self.fdb(mac).copied();
+            self.macs.set(mac, rank, self.gateway_entry());
+            self.tell_mac(mac, before, updates);
+        }
+        if entry != self.entry {
+            self.set_entry(entry, updates);
+        }
+    }
+
+    fn set_entry(&mut self, entry: NetworkEntry, updates: &mut Updates) {
+        self.entry = entry;
+        if self.active {
+            updates.push(MapUpdate::SetNetwork(self.vni.get(), entry));
+        }
+    }
+
+    fn gateway_entry(&self) -> Option<FdbEntry> {
+        self.router.map(|(ifindex, _)| FdbEntry::gateway(ifindex))
+    }
+
+    fn network_entry(&self) -> NetworkEntry {
+        let mut entry = NetworkEntry::closed(self.mtu);
+        if let (Some((_, mac)), Some(network)) = (self.router, &self.network) {
+            entry.router = mac.0;
+            for family in network.subnets() {
+                match family.subnet {
+                    IpNetwork::V4(subnet) => {
+                        entry.net4 = subnet.network().octets();
+                        entry.mask4 = subnet.mask().octets();
+                    }
+                    IpNetwork::V6(subnet) => {
+                        entry.net6 = subnet.network().octets();
+                        entry.mask6 = subnet.mask().octets();
+                    }
+                }
+            }
+        }
+        entry
     }
 
     fn count(&mut self, vtep: Ip16, before: bool, after: bool) {
@@ -235,7 +296,8 @@ impl Net {
     /// What the FDB map has of it; only what is behind ports, or only what is not, when asked.
     pub fn fdb_entries(&self, local: Option<bool>) -> impl Iterator<Item = (FdbKey, FdbEntry)> {
         self.macs.winners().filter_map(move |(mac, class, entry)| {
-            let wanted = local.is_none_or(|local| local == (class == Class::Port));
+            let at_port = matches!(class, Class::Port | Class::Gateway);
+            let wanted = local.is_none_or(|local| local == at_port);
             Some((self.fdb_key(mac), (*entry)?)).filter(|_| wanted)
         })
     }

@@ -18,6 +18,8 @@ pub(super) struct Record {
     pub ips: Box<[(Ip16, u64)]>,
     /// The service that it is a backend of.
     pub service: Option<Box<str>>,
+    /// It is a host, and no container.
+    pub router: bool,
 }
 
 impl Record {
@@ -45,6 +47,7 @@ impl Record {
             mac_seq,
             ips: claims.into(),
             service: None,
+            router: false,
         }
     }
 
@@ -52,6 +55,7 @@ impl Record {
     pub fn of_endpoint(endpoint: &Endpoint, old: Option<&Record>, seq: &mut u64) -> Record {
         Record {
             service: endpoint.service.as_deref().map(Into::into),
+            router: endpoint.router,
             ..Record::new(endpoint.mac, &endpoint.ips, old, seq)
         }
     }
@@ -60,6 +64,7 @@ impl Record {
     pub fn is_of(&self, endpoint: &Endpoint) -> bool {
         self.is(endpoint.mac, &endpoint.ips)
             && self.service.as_deref() == endpoint.service.as_deref()
+            && self.router == endpoint.router
     }
 
     /// The same claims at the end of the order.

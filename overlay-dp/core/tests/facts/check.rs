@@ -13,6 +13,7 @@ fn endpoint(vni: Vni, mac: MacAddr, ips: &[&str]) -> Endpoint {
         ips: ips.iter().map(|text| ip(text)).collect(),
         aliases: vec!["www".into()],
         service: Some("web".into()),
+        router: false,
     }
 }
 

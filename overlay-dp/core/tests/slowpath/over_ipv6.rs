@@ -65,6 +65,7 @@ fn tables() -> Tables {
         subnet: "10.0.0.0/24".parse().unwrap(),
         gateway: "10.0.0.1".parse().unwrap(),
         ipv6: None,
+        internal: false,
     });
     for last in [2, 3] {
         let ip = IpAddr::from(vtep(last));

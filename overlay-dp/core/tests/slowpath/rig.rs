@@ -161,6 +161,7 @@ pub fn endpoint(number: u32, last: u8) -> Endpoint {
         ips: ips(last),
         aliases: Vec::new(),
         service: None,
+        router: false,
     }
 }
 
@@ -179,6 +180,7 @@ impl Rig {
                 subnet: "10.0.0.0/24".parse().unwrap(),
                 gateway: gateway.parse().unwrap(),
                 ipv6: None,
+                internal: false,
             });
         }
         tables.network_add(Network {
@@ -190,6 +192,7 @@ impl Rig {
                 subnet: "fd04::/64".parse().unwrap(),
                 gateway: "fd04::1".parse().unwrap(),
             }),
+            internal: false,
         });
         for (vtep, last) in [(A, 2), (B, 3), (D, 5)] {
             tables.vtep_add(vtep.into()).unwrap();

@@ -40,6 +40,7 @@ fn network(number: u32) -> Network {
         subnet: "10.0.0.0/24".parse().unwrap(),
         gateway: ip("10.0.0.1"),
         ipv6: None,
+        internal: false,
     }
 }
 
@@ -55,6 +56,7 @@ fn endpoint(name: &str, number: u32, last: u8) -> Endpoint {
         ],
         aliases: Vec::new(),
         service: None,
+        router: false,
     }
 }
 

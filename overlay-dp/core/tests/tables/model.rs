@@ -45,6 +45,7 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
                 .collect(),
             aliases: Vec::new(),
             service: None,
+            router: false,
         })
     };
     let gateway = (number(), 1..3_u8).prop_map(|(number, last)| Network {
@@ -271,7 +272,7 @@ impl Model {
         }
         for vni in &active {
             maps.networks
-                .insert(vni.get(), NetworkEntry { mtu: self.mtu });
+                .insert(vni.get(), NetworkEntry::closed(self.mtu));
         }
         for (vni, owner, mac, ips) in self.sayings() {
             if !active.contains(&vni) {

@@ -19,6 +19,7 @@ fn task(number: u8, service: Option<&str>) -> Endpoint {
         ips: vec![IpAddr::from([10, 0, 0, number]), "fe80::1".parse().unwrap()],
         aliases: Vec::new(),
         service: service.map(str::to_owned),
+        router: false,
     }
 }
 

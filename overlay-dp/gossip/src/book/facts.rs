@@ -142,7 +142,9 @@ impl Book {
                 }
                 Change::NetworkEverywhere(_)
                 | Change::WantedSet { .. }
-                | Change::WantedGone { .. } => {}
+                | Change::WantedGone { .. }
+                | Change::ServiceSet(_)
+                | Change::ServiceGone(_) => {}
             }
         }
         all

@@ -22,6 +22,7 @@ fn endpoint(n: u8) -> Endpoint {
         ips: vec![IpAddr::from([10, 0, 0, n])],
         aliases: Vec::new(),
         service: None,
+        router: false,
     }
 }
 

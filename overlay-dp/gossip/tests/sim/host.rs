@@ -163,6 +163,7 @@ impl Node {
             ips: network.address_at(offset),
             aliases: Vec::new(),
             service: None,
+            router: false,
         };
         (name.to_owned(), endpoint)
     }

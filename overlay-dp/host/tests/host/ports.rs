@@ -25,7 +25,7 @@ fn spec<'a>(netns: &'a Netns, host_ifname: &'a str, addrs: &'a [(IpAddr, u8)]) -
         host_mtu: 1500,
         container_mtu: 1450,
         addrs,
-        gateway: None,
+        gateways: &[],
     }
 }
 
@@ -41,7 +41,8 @@ fn a_port_has_all_that_was_asked_for() {
     let port = h.block_on(async || {
         let host = Host::new().unwrap();
         let mut spec = spec(&netns, "ovp-1", &addrs);
-        spec.gateway = Some(ip("10.0.0.1"));
+        let gateways = [ip("10.0.0.1")];
+        spec.gateways = &gateways;
         let port = host.create_port(&spec).await.unwrap();
 
         let seen = host.link("ovp-1").await.unwrap().unwrap();
@@ -119,11 +120,13 @@ fn a_port_keeps_the_default_route_that_is_there() {
         let host = Host::new().unwrap();
         let addrs = [[(ip("10.0.0.2"), 24)], [(ip("10.0.1.2"), 24)]];
         let mut first = spec(&netns, "ovp-1", &addrs[0]);
-        first.gateway = Some(ip("10.0.0.1"));
+        let gateways = [ip("10.0.0.1")];
+        first.gateways = &gateways;
         assert!(host.create_port(&first).await.unwrap().default_route);
         let mut second = spec(&netns, "ovp-2", &addrs[1]);
         second.container_ifname = "eth1";
-        second.gateway = Some(ip("10.0.1.1"));
+        let gateways = [ip("10.0.1.1")];
+        second.gateways = &gateways;
         assert!(!host.create_port(&second).await.unwrap().default_route);
     });
     let routes = c.json("route show default");
@@ -170,7 +173,8 @@ fn an_mtu_below_1280_is_without_ipv6() {
         for (host_mtu, container_mtu) in [(2700, 1200), (2100, 600), (600, 600)] {
             let mut small = spec(&netns, "ovp-1", &addrs);
             (small.host_mtu, small.container_mtu) = (host_mtu, container_mtu);
-            small.gateway = Some(ip("10.0.0.1"));
+            let gateways = [ip("10.0.0.1")];
+            small.gateways = &gateways;
             let port = host.create_port(&small).await.unwrap();
             assert_eq!((port.link_local, port.default_route), (None, true));
             let inside = &c.json("address show dev eth0")[0];
@@ -306,7 +310,8 @@ fn a_failed_port_leaves_nothing_behind() {
         assert_eq!(refused.to_string().matches("os error").count(), 1);
 
         let mut far = spec(&netns, "ovp-4", &addrs);
-        far.gateway = Some(ip("10.9.0.1"));
+        let gateways = [ip("10.9.0.1")];
+        far.gateways = &gateways;
         let refused = host.create_port(&far).await.unwrap_err();
         assert!(matches!(refused, Error::GatewayOffLink(_)), "{refused}");
 

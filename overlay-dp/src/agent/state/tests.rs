@@ -9,6 +9,7 @@ fn port(number: u8, ifindex: u32) -> Port {
             ips: vec![[10, 0, 0, number].into()],
             aliases: Vec::new(),
             service: None,
+            router: false,
         },
         netns: Netns::Pid(number.into()),
         local: LocalContainer {
@@ -22,6 +23,7 @@ fn port(number: u8, ifindex: u32) -> Port {
         resolv_conf: None,
         intercept_dns: false,
         docker: None,
+        publish: Vec::new(),
     }
 }
 

@@ -93,6 +93,7 @@ fn request(
         mac: config.mac(&container.args)?,
         ifname: container.ifname.clone(),
         attachment: Some(container.reference(config).attachment),
+        publish: Vec::new(),
     })
 }
 

@@ -40,6 +40,8 @@ where
                 family: Family::V4,
                 ecn: None,
                 answer: port.vni,
+                router: false,
+                entered: false,
             }))
         }
         Kind::ToVtep if ethertype == ETH_P_IP => {

@@ -13,6 +13,7 @@
 mod agent;
 pub mod neighbour;
 mod port;
+mod router;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
@@ -21,11 +22,13 @@ mod uplink;
 
 pub use agent::{from_agent, from_agent_then};
 pub use port::{from_port, from_port_then};
+pub use router::{Leaving, leave, leave_then, note_entrance, renew_entrance};
 pub use uplink::{from_uplink, from_uplink_then};
 
 use crate::counters::DropReason;
 use crate::layout::{
-    Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
+    Config, EntranceEntry, FdbEntry, FdbKey, FlowKey, NeighbourEntry, NeighbourKey, NetworkEntry,
+    PortEntry, VtepEntry,
 };
 use crate::outer::{Meta, mix};
 use crate::punt::Reason;
@@ -71,6 +74,14 @@ pub trait Tables {
     fn neighbour(&self, key: &NeighbourKey) -> Option<&NeighbourEntry>;
     /// How to reach a VTEP.
     fn vtep(&self, ip: &Ip16) -> Option<&VtepEntry>;
+
+    /// Through whose router a flow came in: only the programs know.
+    fn entrance(&self, _: &FlowKey) -> Option<&EntranceEntry> {
+        None
+    }
+
+    /// Notes through whose router a flow came in, for the programs.
+    fn set_entrance(&self, _: &FlowKey, _: &EntranceEntry) {}
 }
 
 /// What is to become of a frame.
@@ -114,6 +125,38 @@ pub enum Verdict<'t> {
         /// The network it is on.
         vni: u32,
     },
+    /// It is for the gateway's MAC: see [`leave`].
+    Leave(Leaving),
+    /// From the host's own port to another local one: see [`renew_entrance`], then give it, as it
+    /// is, to that port.
+    Enter {
+        /// The port.
+        ifindex: u32,
+        /// The network it is on.
+        vni: u32,
+    },
+    /// Give it the MAC of the host's own port and send it there.
+    Route {
+        /// The port.
+        ifindex: u32,
+        /// The MAC behind it.
+        mac: Mac,
+        /// The network, if it may answer what was for a service's own address; else 0.
+        answer: u32,
+    },
+    /// Give it the MAC of another host's router, put outer headers in front and send it there.
+    Return {
+        /// How to get there.
+        vtep: &'t VtepEntry,
+        /// The VTEP's address.
+        dst: &'t Ip16,
+        /// From the inner packet.
+        meta: Meta,
+        /// The network it is on.
+        vni: u32,
+        /// The router's.
+        mac: Mac,
+    },
     /// Turn the ARP request into its reply ([`neighbour::arp_reply`]) and send it back.
     ArpReply {
         /// The answer.
@@ -135,6 +178,10 @@ pub enum Verdict<'t> {
         ecn: Option<EcnRewrite>,
         /// The network, if it may answer what was for a service's own address; else 0.
         answer: u32,
+        /// The host itself is behind the port, and no container.
+        router: bool,
+        /// Another host's router has sent it to a container: see [`note_entrance`].
+        entered: bool,
     },
     /// Turn the echo request into its answer ([`echo`](crate::echo)) and send it back.
     EchoReply {

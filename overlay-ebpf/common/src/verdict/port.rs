@@ -1,6 +1,7 @@
 //! Frames that a container sends.
 
 use super::neighbour::{self, Arp};
+use super::router::Leaving;
 use super::{Eth, Frame, Tables, Verdict, flow_hash, wire_len};
 use crate::counters::DropReason;
 use crate::layout::{FdbKey, NeighbourKey, PORT_BACKEND, PORT_ROUTER, PortEntry};
@@ -187,11 +188,25 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
             if ifindex == self.ifindex {
                 return Err(DropReason::Hairpin);
             }
-            let answer = if self.entry.flags & PORT_BACKEND != 0 {
-                vni
-            } else {
-                0
-            };
+            if entry.is_gateway() {
+                return Ok(act(Verdict::Leave(Leaving {
+                    port: self.ifindex,
+                    router: ifindex,
+                    meta,
+                    len,
+                })));
+            }
+            if entry.is_router() {
+                return Ok(act(Verdict::Route {
+                    ifindex,
+                    mac: self.eth.dst,
+                    answer: self.answer(),
+                }));
+            }
+            if self.is_router() {
+                return Ok(act(Verdict::Enter { ifindex, vni }));
+            }
+            let answer = self.answer();
             return Ok(act(Verdict::Switch { ifindex, answer }));
         }
         if entry.is_service() {
@@ -213,6 +228,16 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
             meta,
             vni,
         }))
+    }
+
+    /// The network, if this may be the answer to what was for a service's own address; else 0.
+    #[inline(always)]
+    fn answer(&self) -> u32 {
+        if self.entry.flags & PORT_BACKEND != 0 {
+            self.entry.vni
+        } else {
+            0
+        }
     }
 
     /// The host's own traffic, and what it forwards, comes from anywhere.

@@ -1,10 +1,13 @@
 //! Frames and tables in plain memory.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::vec::Vec;
 
 use super::{Frame, Tables};
 use crate::layout::{
-    Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
+    Config, EntranceEntry, FdbEntry, FdbKey, FlowKey, NeighbourEntry, NeighbourKey, NetworkEntry,
+    PortEntry, VtepEntry,
 };
 use crate::wire::Ip16;
 
@@ -68,6 +71,10 @@ pub struct Memory {
     pub neighbours: HashMap<NeighbourKey, NeighbourEntry>,
     /// By address.
     pub vteps: HashMap<Ip16, VtepEntry>,
+    /// Through whose router flows came in.
+    pub entrances: HashMap<FlowKey, EntranceEntry>,
+    /// What was noted of that since, the latest last.
+    pub noted: RefCell<Vec<(FlowKey, EntranceEntry)>>,
 }
 
 impl Tables for Memory {
@@ -93,5 +100,13 @@ impl Tables for Memory {
 
     fn vtep(&self, ip: &Ip16) -> Option<&VtepEntry> {
         self.vteps.get(ip)
+    }
+
+    fn entrance(&self, flow: &FlowKey) -> Option<&EntranceEntry> {
+        self.entrances.get(flow)
+    }
+
+    fn set_entrance(&self, flow: &FlowKey, entry: &EntranceEntry) {
+        self.noted.borrow_mut().push((*flow, *entry));
     }
 }

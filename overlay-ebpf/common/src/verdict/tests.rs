@@ -53,7 +53,7 @@ fn tables() -> Memory {
         let key = FdbKey::new(VNI, mac(ip));
         tables.fdb.insert(key, FdbEntry::local(ifindex));
     }
-    tables.networks.insert(VNI, NetworkEntry { mtu: 1450 });
+    tables.networks.insert(VNI, NetworkEntry::closed(1450));
     let key = FdbKey::new(VNI, mac(REMOTE));
     tables.fdb.insert(key, FdbEntry::remote(map_v4(FAR_VTEP)));
     let entry = NeighbourEntry {
@@ -237,7 +237,9 @@ fn tags_are_refused_wherever_the_kernel_keeps_them() {
             ifindex: PORT,
             family: Family::V4,
             ecn: None,
-            answer: 0
+            answer: 0,
+            router: false,
+            entered: false,
         }
     ));
     let verdict = from_uplink(&aside(&outer), &tables);

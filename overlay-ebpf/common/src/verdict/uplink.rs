@@ -257,6 +257,13 @@ fn inner<'t, F: Frame, T: Tables, R>(
         return Ok(act(Verdict::Punt { reason, vni }));
     };
     let ifindex = destination.port().ok_or(DropReason::NotLocal)?;
+    // The gateway is each host's own: what other hosts send there is for nobody here.
+    if destination.is_gateway() {
+        let reason = Reason::UnknownDestination;
+        return Ok(act(Verdict::Punt { reason, vni }));
+    }
+    let router = destination.is_router();
+    let entered = !router && source.is_some_and(|source| source.is_router());
     combine_ecn(frame, eth.ethertype, outer, |ecn| {
         let family = outer.family;
         act(Verdict::Decap {
@@ -264,6 +271,8 @@ fn inner<'t, F: Frame, T: Tables, R>(
             family,
             ecn,
             answer,
+            router,
+            entered,
         })
     })
 }

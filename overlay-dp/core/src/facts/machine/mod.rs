@@ -11,6 +11,7 @@ use crate::model::Host;
 mod grants;
 mod hosts;
 mod networks;
+mod services;
 mod subnets;
 
 /// So many changes are kept for copies that are not far behind; others get a snapshot.
@@ -242,6 +243,10 @@ impl StateMachine {
                 };
                 token.clone_from(secret);
             }
+            Command::ServiceCreate { spec } => {
+                return services::create(facts, spec, changes).map(Reply::Service);
+            }
+            Command::ServiceRemove { name } => services::remove(facts, name, changes)?,
         }
         Ok(Reply::Done)
     }

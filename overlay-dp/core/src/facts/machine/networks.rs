@@ -58,6 +58,7 @@ pub(super) fn plan(
         subnet: first.subnet,
         gateway: first.gateway,
         ipv6: second,
+        internal: spec.internal,
     };
     if let Some(gateway) = spec
         .gateways
@@ -76,6 +77,14 @@ pub(super) fn plan(
 pub(super) fn remove(facts: &Facts, name: &str, changes: &mut Vec<Change>) -> Result<(), Refusal> {
     let pool = facts.pools.values().find(|pool| pool.network.name == name);
     let pool = pool.ok_or_else(|| Refusal::NoNetwork(name.to_owned()))?;
+    let its = facts.services().filter(|s| s.vni == pool.network.vni);
+    let services: Vec<&str> = its.take(5).map(|service| service.name.as_str()).collect();
+    if !services.is_empty() {
+        return Err(Refusal::HasServices {
+            network: name.to_owned(),
+            services: services.join(", "),
+        });
+    }
     if pool.holders().next().is_some() {
         return Err(Refusal::InUse {
             network: name.to_owned(),
