@@ -8,7 +8,7 @@
 #[path = "cni/runtime.rs"]
 mod runtime;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -55,6 +55,10 @@ fn containers_of_two_hosts_come_are_checked_and_go() {
         shape_is_of(&c1, "1.1.0", lab.c(1))?;
         shape_is_of(&c2, "0.4.0", lab.c(2))?;
         ensure!(c1["interfaces"][1]["mtu"] == 1450, "{c1:#}");
+        ensure!(
+            c1["routes"] == json!([{ "dst": "0.0.0.0/0", "gw": "10.9.0.1" }]),
+            "{c1:#}"
+        );
         ensure!(c2["ips"][0]["version"] == "4", "{c2:#}");
         ensure!(c1["ips"][0]["version"].is_null(), "{c1:#}");
         ensure!(c2["ips"][0]["address"] == "10.9.0.77/24", "{c2:#}");
@@ -131,6 +135,33 @@ fn changes_are_found(lab: &Lab, one: &Runtime, config: &Value, added: &Value) ->
 fn link_local(mac: &str) -> Result<std::net::Ipv6Addr> {
     let mac: overlay_core::model::MacAddr = mac.parse()?;
     Ok(mac.link_local())
+}
+
+/// And no way out leads from an internal network.
+#[test]
+fn a_port_of_the_host_leads_into_the_container() {
+    test(BIN, three(), |lab| {
+        let agent = lab.start_agent(1, "")?;
+        let one = Runtime::new(lab.host(1));
+        let ports = json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }]);
+        let extra = json!({ "create": true, "runtimeConfig": { "portMappings": ports } });
+        one.add(lab.c(1), "a", "", &conf("1.1.0", "uber-net", &extra))?;
+        let listener = lab.c(1).within(|| Ok(TcpListener::bind("0.0.0.0:80")?))?;
+        let to = (lab.host(1).ip, 8080);
+        let client = lab.router().within(|| Ok(TcpStream::connect(to)?))?;
+        let (_, from) = listener.accept()?;
+        ensure!(from == client.local_addr()?, "{from} is not the client");
+        let inner = json!({ "create": true, "internal": true });
+        let added = one.add(lab.c(2), "b", "", &conf("1.1.0", "inner", &inner))?;
+        ensure!(added["routes"] == json!([]), "{added:#}");
+        let bad = json!([{ "hostPort": 8080, "containerPort": 0 }]);
+        let bad = json!({ "create": true, "runtimeConfig": { "portMappings": bad } });
+        code(
+            &one.call_in("ADD", lab.c(3), "c", &conf("1.1.0", "uber-net", &bad))?,
+            7,
+        )?;
+        Ok(agent)
+    });
 }
 
 #[test]

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::api::client::call;
-use crate::api::{ContainerAdd, ContainerInfo, ContainerRemove, Netns};
+use crate::api::{ContainerAdd, ContainerInfo, ContainerRemove, Netns, Publish};
 use crate::instance::Instance;
 use crate::plugins::network;
 use inside::{Inside, Process};
@@ -73,6 +73,9 @@ pub struct RunArgs {
     /// The service it is a task of: that name has the addresses of all its tasks
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
+    /// A port of this host that leads to one of it (repeatable)
+    #[arg(long, value_name = "[HOSTIP:]HOSTPORT:PORT[/udp]")]
+    publish: Vec<Publish>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -94,7 +97,7 @@ pub async fn run(instance: &Instance, args: RunArgs) -> Result<ExitCode> {
         mac: args.mac_address,
         ifname: args.ifname,
         attachment: None,
-        publish: Vec::new(),
+        publish: args.publish,
     };
     let added: ContainerInfo =
         call(instance, Method::POST, "/v1/containers", Some(&request)).await?;

@@ -5,6 +5,7 @@ mod alone;
 mod cni;
 mod netavark;
 pub(crate) mod network;
+mod ports;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

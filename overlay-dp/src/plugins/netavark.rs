@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use hyper::Method;
 use ipnetwork::IpNetwork;
 use overlay_core::model::MacAddr;
@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::network::{Make, find_or_make, gateways, on_link};
+use super::ports::{PortMapping, published};
 use super::{alone, block_on};
 use crate::api::client::{agent_runs, call};
 use crate::api::{Attachment, AttachmentRef, ContainerAdd, ContainerInfo, Netns, NetworkInfo};
@@ -98,6 +99,8 @@ struct Network {
     #[serde(default)]
     ipv6_enabled: bool,
     #[serde(default)]
+    internal: bool,
+    #[serde(default)]
     options: Option<BTreeMap<String, String>>,
 }
 
@@ -134,6 +137,7 @@ impl Network {
         let mut make = Make {
             create: true,
             ipv6: self.ipv6_enabled,
+            internal: self.internal,
             ..Make::default()
         };
         match self.subnets.as_deref().unwrap_or_default() {
@@ -195,6 +199,8 @@ fn subnets_have_ipv6(network: &NetworkInfo) -> bool {
 struct Exec {
     container_name: String,
     container_id: String,
+    #[serde(default)]
+    port_mappings: Option<Vec<PortMapping>>,
     network: Network,
     network_options: NetworkOptions,
 }
@@ -240,7 +246,8 @@ async fn setup(netns: PathBuf, exec: Exec) -> Result<Value> {
         mac: options.static_mac,
         ifname: options.interface_name.clone(),
         attachment: Some(exec.reference().attachment),
-        publish: Vec::new(),
+        publish: published(exec.port_mappings.as_deref().unwrap_or_default())
+            .map_err(|error| anyhow!("{error}"))?,
     };
     let added: ContainerInfo =
         call(&instance, Method::POST, "/v1/containers", Some(&request)).await?;

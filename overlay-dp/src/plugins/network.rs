@@ -28,6 +28,9 @@ pub struct Make {
     /// IPv6 besides IPv4.
     #[serde(default)]
     pub ipv6: bool,
+    /// Without a way out.
+    #[serde(default)]
+    pub internal: bool,
 }
 
 impl Make {
@@ -56,7 +59,7 @@ pub async fn find_or_make(instance: &Instance, name: &str, make: &Make) -> Resul
         ip_range: make.ip_range,
         ipv6: make.ipv6,
         vni: None,
-        internal: false,
+        internal: make.internal,
     };
     let made = call(instance, Method::POST, "/v1/networks", Some(&request)).await;
     match made {

@@ -8,11 +8,12 @@ use overlay_host::{Host, Inside, Netns as HostNetns, NetnsRef};
 use serde_json::{Value, json};
 
 use super::config::{Config, Container};
-use super::error::{CONFIG, ENVIRONMENT, Error, NO_CONTAINER, Result, TRY_AGAIN, UNSUPPORTED};
+use super::error::{CONFIG, ENVIRONMENT, Error, NO_CONTAINER, Result, TRY_AGAIN};
 use crate::api::client::{agent_runs, call};
 use crate::api::{ContainerAdd, ContainerInfo, Netns, NetworkInfo};
 use crate::instance::Instance;
 use crate::plugins::network;
+use crate::plugins::ports::published;
 
 /// Attaches a container, and tells what it got.
 pub async fn add(config: &Config, container: &Container) -> Result<Value> {
@@ -71,12 +72,6 @@ fn request(
     netns: &Path,
     ips: &[IpAddr],
 ) -> Result<ContainerAdd> {
-    if !config.runtime_config.port_mappings.is_empty() {
-        return Err(Error::new(
-            UNSUPPORTED,
-            "ports of the host can't be published yet: chain CNI's 'portmap' behind this plugin",
-        ));
-    }
     let name = container.name();
     let mut aliases = config.aliases();
     aliases.retain(|alias| *alias != name);
@@ -93,7 +88,8 @@ fn request(
         mac: config.mac(&container.args)?,
         ifname: container.ifname.clone(),
         attachment: Some(container.reference(config).attachment),
-        publish: Vec::new(),
+        publish: published(&config.runtime_config.port_mappings)
+            .map_err(|error| Error::new(CONFIG, format!("portMappings: {error}")))?,
     })
 }
 

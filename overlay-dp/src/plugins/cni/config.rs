@@ -12,6 +12,7 @@ use super::error::{CONFIG, DECODE, ENVIRONMENT, Error, Result, UNSUPPORTED, VERS
 use crate::api::{Attachment, AttachmentRef};
 use crate::instance::Instance;
 use crate::plugins::network::Make;
+use crate::plugins::ports::PortMapping;
 
 /// The protocol's versions that are spoken.
 pub const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
@@ -47,7 +48,7 @@ pub struct RuntimeConfig {
     aliases: BTreeMap<String, Vec<String>>,
     ips: Vec<String>,
     mac: Option<String>,
-    pub port_mappings: Vec<Value>,
+    pub port_mappings: Vec<PortMapping>,
     pub dns: Option<Dns>,
 }
 
