@@ -4,8 +4,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::{SOON, first, join, member_up};
-use overlay_cluster::Error;
+use common::{SOON, first, join};
+use overlay_cluster::{Error, Event};
+use overlay_core::model::HostId;
+
+fn member_up(id: HostId) -> impl Fn(&Event) -> bool {
+    move |event| matches!(event, Event::MemberUp(host) if host.id == id)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_ask_each_other() {
