@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,7 +25,7 @@ pub struct Page {
 
 impl Page {
     /// Opens `url` in a new browser.
-    pub fn open(lab: &Lab, ns: &Ns, chromium: &PathBuf, url: &str, size: [u32; 2]) -> Result<Page> {
+    pub fn open(lab: &Lab, ns: &Ns, chromium: &Path, url: &str, size: [u32; 2]) -> Result<Page> {
         let profile = lab
             .dir()
             .join(format!("chromium-{}-{}", ns.label(), size[0]));
