@@ -42,7 +42,7 @@ pub const EBPF_LINKER: [Package; 2] = [
 ];
 
 /// What the lab, the tests and the demo run.
-pub const LAB: [Package; 23] = [
+pub const LAB: [Package; 22] = [
     package("iproute2", "nstat", "namespaces, links, kernel counters"),
     package("iputils-ping", "ping", "checks round trips and MTU"),
     package("iputils-arping", "/usr/bin/arping", "checks ARP"),
@@ -73,7 +73,7 @@ pub const LAB: [Package; 23] = [
     package(
         "iptables",
         "iptables",
-        "stands for Docker, which drops what the host forwards",
+        "Docker does not start without; stands for it, dropping what is forwarded",
     ),
     package("tcpdump", "tcpdump", "for looking at frames in a kept lab"),
     package(
@@ -85,9 +85,8 @@ pub const LAB: [Package; 23] = [
     package("runc", "runc", "runs podman's and Docker's containers"),
     package("conmon", "conmon", "watches podman's containers"),
     package("busybox-static", "busybox", "what is in containers"),
-    package("docker.io", "/usr/bin/dockerd", "containers of Docker's"),
+    package("docker.io", "dockerd", "containers of Docker's"),
     package("containerd", "containerd", "watches Docker's containers"),
-    package("iptables", "iptables", "Docker does not start without"),
     package("util-linux", "setpriv", "runs the agent as systemd does"),
     package("systemd", "systemd-analyze", "checks the unit"),
 ];
