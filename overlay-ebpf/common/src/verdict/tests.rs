@@ -398,7 +398,9 @@ fn the_agent_sends_only_what_is_marked_so() {
             ifindex: PORT,
             family: Family::V4,
             ecn: None,
-            answer: VNI
+            answer: VNI,
+            router: false,
+            entered: false
         }
     ));
     let to_vtep = sent(Kind::ToVtep, 0, ETH_P_IP);
