@@ -96,7 +96,11 @@ fn copy<P: Mirror>(packet: &P, place: Place, ifindex: u32, detail: u32) {
         return;
     }
     let len = packet.len_now();
-    let copied = if len < control.snap { len } else { control.snap };
+    let copied = if len < control.snap {
+        len
+    } else {
+        control.snap
+    };
     packet.mirror(&Header {
         time_ns,
         place: place as u32,

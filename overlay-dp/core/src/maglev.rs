@@ -95,7 +95,7 @@ mod tests {
         (1..=count).map(|i| format!("web.{i}")).collect()
     }
 
-    fn by_name<'a>(names: &'a [String]) -> Vec<&'a str> {
+    fn by_name(names: &[String]) -> Vec<&str> {
         let table = table(names, SLOTS);
         assert_eq!(table.len(), SLOTS);
         table.into_iter().map(|i| names[i].as_str()).collect()
