@@ -2,8 +2,8 @@
 //! scope local: each Docker makes its own network, and all that have the same `-o
 //! overlay-dp.network=NAME` are one).
 //!
-//! Docker calls us ([`server`]) and, when nothing waits for us, we ask Docker ([`client`]): for the
-//! names of its containers, and whether it still has what we think it has ([`names`]).
+//! Docker calls us (`server`) and, when nothing waits for us, we ask Docker (`client`): for the
+//! names of its containers, and whether it still has what we think it has (`names`).
 
 mod book;
 mod client;
