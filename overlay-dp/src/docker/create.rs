@@ -43,6 +43,7 @@ fn request(network: &Network, follows: bool) -> Value {
         "CheckDuplicate": true,
         "Driver": "overlay-dp",
         "EnableIPv6": network.ipv6.is_some(),
+        "Internal": network.internal,
         "IPAM": {
             "Driver": "overlay-dp",
             "Config": config,

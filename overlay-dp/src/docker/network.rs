@@ -78,12 +78,14 @@ impl Plugin {
             gateways: given.iter().filter_map(|(_, gateway)| *gateway).collect(),
             ip_range: pools.iter().find_map(|pool| pool.range),
             vni: wanted.vni,
+            internal: wanted.internal,
             ..NetworkSpec::default()
         };
         let made = network.is_none();
         let network = match network {
             Some(network) => {
                 self.check_joined(&network, &given)?;
+                check_internal(&network, wanted.internal)?;
                 network
             }
             None => {
@@ -257,6 +259,7 @@ impl Plugin {
                         subnets(&network)
                     );
                 }
+                check_internal(&network, spec.internal)?;
                 Ok(network)
             }
             made => Ok(made?),
@@ -326,6 +329,17 @@ impl Wanted {
         }
         Ok(wanted)
     }
+}
+
+/// A network without a way out is one everywhere: who joins it without `--internal` gets none,
+/// either, and nobody is promised that it has none where it has one.
+fn check_internal(network: &Network, wanted: bool) -> Result<()> {
+    ensure!(
+        network.internal || !wanted,
+        "network '{}' of the cluster has ways out, on all hosts: leave --internal out, or choose another name",
+        network.name
+    );
+    Ok(())
 }
 
 fn is_true(value: &Value) -> bool {
