@@ -219,14 +219,23 @@ fn what_is_malformed_or_unknown_is_refused_and_harms_nothing() {
         ] {
             plugin.good(method, none())?;
         }
-        let port = json!([{"Proto": 6, "Port": 80, "HostPort": 8080, "HostPortEnd": 8080}]);
-        let mut publish = none();
-        publish["Options"] = json!({"com.docker.network.portmap": port});
-        plugin.bad(
-            "NetworkDriver.ProgramExternalConnectivity",
-            publish,
-            &["leave -p out"],
-        )?;
+        for (options, words) in [
+            (json!({"com.docker.network.portmap": 7}), "-p"),
+            (
+                json!({"com.docker.network.portmap": [{"Proto": 132, "Port": 80, "HostPort": 80}]}),
+                "sctp",
+            ),
+            (
+                json!({"com.docker.network.portmap": [{"Proto": 6, "Port": 80, "HostPort": 8080}]}),
+                "no endpoint",
+            ),
+        ] {
+            let mut publish = none();
+            publish["Options"] = options;
+            let method = "NetworkDriver.ProgramExternalConnectivity";
+            plugin.bad(method, publish, &[words])?;
+        }
+        plugin.good("NetworkDriver.RevokeExternalConnectivity", none())?;
         // Another IPAM driver's pool, and no name at all.
         let foreign = json!({"Pool": "10.5.0.0/24"});
         plugin.bad(

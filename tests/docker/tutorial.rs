@@ -1,92 +1,15 @@
 //! The tutorial.
 
-use std::net::IpAddr;
-use std::time::Duration;
+use anyhow::{Result, ensure};
+use overlay_lab::{AgentProc, Dockerd, Lab, wait_until};
 
-use anyhow::{Context, Result, ensure};
-use overlay_lab::{AgentProc, Dockerd, Lab, LabSpec, join_args, test, wait_until};
-
-use super::BIN;
-
-/// For what takes some milliseconds on a quiet machine.
-const SOON: Duration = Duration::from_secs(20);
-const DRIVERS: &str = "-d overlay-dp --ipam-driver overlay-dp";
-
-/// The agents and daemons of both hosts. The daemons go first, as they ask the agents to.
-struct Bed {
-    dockers: [Dockerd; 2],
-    agents: Vec<AgentProc>,
-}
-
-impl Bed {
-    fn start(lab: &Lab) -> Result<Bed> {
-        for number in [1, 2] {
-            let dir = Dockerd::dir(lab, number);
-            std::fs::create_dir_all(&dir)?;
-            // Nobody listens there: what is no name of ours is known at once to be none. One host
-            // is its own resolver, which Docker asks on the host itself: see --dns below.
-            let resolver = match number {
-                1 => "172.31.1.1",
-                _ => "127.0.0.1",
-            };
-            std::fs::write(dir.join("resolv.conf"), format!("nameserver {resolver}\n"))?;
-        }
-        let mut dockers = [Dockerd::start(lab, 1)?, Dockerd::start(lab, 2)?];
-        let mut agents = vec![lab.start_agent(1, &args(lab, 1))?];
-        let join = join_args(lab.host(1), false)?;
-        agents.push(lab.start_agent(2, &format!("{} {join}", args(lab, 2)))?);
-        for docker in &mut dockers {
-            docker.wait()?;
-            docker.load_image(&["ping", "traceroute"])?;
-        }
-        Ok(Bed { dockers, agents })
-    }
-}
-
-fn args(lab: &Lab, number: usize) -> String {
-    let resolv_conf = Dockerd::dir(lab, number).join("resolv.conf");
-    let plugin = Dockerd::agent_args(lab, number);
-    format!("{plugin} --resolv-conf {}", resolv_conf.display())
-}
-
-fn pings(docker: &Dockerd, from: &str, to: &str) -> Result<()> {
-    wait_until(&format!("{from} pings {to}"), SOON, || {
-        docker
-            .docker(&format!("exec {from} ping -c 1 -W 1 {to}"))
-            .is_ok()
-    })?;
-    let text = docker.docker(&format!("exec {from} ping -c 3 -i 0.1 -W 1 {to}"))?;
-    ensure!(text.contains(" 0% packet loss"), "{text}");
-    Ok(())
-}
-
-fn ip(docker: &Dockerd, container: &str, network: &str) -> Result<IpAddr> {
-    let shown = docker.docker(&format!("inspect {container}"))?;
-    let shown: serde_json::Value = serde_json::from_str(&shown)?;
-    let ip = &shown[0]["NetworkSettings"]["Networks"][network]["IPAddress"];
-    Ok(ip.as_str().context("no address")?.parse()?)
-}
+use super::bed::{Bed, DRIVERS, SOON, args, ip, pings, with_dockers};
 
 #[test]
 fn the_overlay_tutorial() {
-    if let Err(error) = Dockerd::check_installed() {
-        let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
-        assert!(!ci, "CI=true forbids to skip: {error}");
-        eprintln!("SKIPPED: {error}");
-        return;
-    }
-    let spec = LabSpec {
-        containers: 0,
-        ..LabSpec::default()
-    };
-    test(BIN, spec, |lab| {
-        let mut bed = Bed::start(lab)?;
-        let done = walk_through(lab, &mut bed);
-        let Bed { dockers, agents } = bed;
-        drop(dockers);
-        done?;
-        Ok(agents)
-    });
+    // Nobody listens there: what is no name of ours is known at once to be none. One host is its
+    // own resolver, which Docker asks on the host itself: see --dns below.
+    with_dockers(["172.31.1.1", "127.0.0.1"], walk_through);
 }
 
 fn walk_through(lab: &Lab, bed: &mut Bed) -> Result<()> {

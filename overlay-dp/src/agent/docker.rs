@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use overlay_core::model::{Endpoint, MacAddr, Network};
 use overlay_host::{Netns as HostNetns, PortSpec};
 use tokio::sync::mpsc;
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::datapath::{PORT_PREFIX, set_offloads, set_port_offloads};
 use super::ports::{MAX_MTU, PORT_MTU_SLACK, netns_ref};
 use super::{Agent, Port, PortAdd, Request, Steps};
-use crate::api::{LocalContainer, Netns};
+use crate::api::{LocalContainer, Netns, Publish};
 
 /// How the ends that are Docker's to move begin.
 const INNER_PREFIX: &str = "ovc-";
@@ -96,6 +96,7 @@ impl Agent {
                 port_ifindex: made.host_ifindex,
                 mtu,
                 attachment: None,
+                publish: Vec::new(),
             },
             netns: Netns::Path(sandbox),
             resolv_conf: None,
@@ -116,6 +117,7 @@ impl Agent {
             self.port_remove(&port).await?;
             return Err(error);
         }
+        self.routers.due = true;
         tracing::info!(port = %name, ips = ?port.endpoint.ips, "Docker's container attached");
         Ok(inner)
     }
@@ -126,6 +128,44 @@ impl Agent {
             Some(port) => self.port_remove(&port).await,
             None => Ok(()),
         }
+    }
+
+    /// Publishes these for a container, and no others. When that fails, it has none.
+    pub(super) fn docker_publish(&mut self, id: &str, publish: Vec<Publish>) -> Result<()> {
+        let Some(mut port) = self.docker_port(id) else {
+            ensure!(
+                publish.is_empty(),
+                "it is not attached: nothing leads there"
+            );
+            return Ok(());
+        };
+        if port.publish == publish {
+            return Ok(());
+        }
+        self.routers.due = true;
+        port.publish.clear();
+        self.state.port_add(port.clone())?;
+        self.release_published();
+        if publish.is_empty() {
+            return Ok(());
+        }
+        let network = self.cluster.networks().into_iter();
+        let mut network = network.filter(|network| network.vni == port.endpoint.vni);
+        if let Some(network) = network.next().filter(|network| network.internal) {
+            bail!(
+                "'{}' is internal: nothing can be published out of it",
+                network.name
+            );
+        }
+        self.check_publish(&publish)?;
+        port.publish = publish;
+        let mut ports = port.publish.iter();
+        let held = ports.try_for_each(|publish| self.held.take(publish, &port.endpoint.ips));
+        let done = held.and_then(|()| self.state.port_add(port));
+        if done.is_err() {
+            self.release_published();
+        }
+        done
     }
 
     /// Tells the cluster what a container is called, and finds it.

@@ -93,6 +93,8 @@ pub enum Request {
     RouterLeased(Vni, Box<Result<PortAdd>>),
     /// What routers wait for may be known by now.
     RoutersLook,
+    /// Somebody else may have changed the kernel's tables.
+    FirewallLook,
     /// Answer when a network has its way out here: with what is wrong, if anything.
     RouterWait(Vni, Reply<Option<String>>),
     /// Whether this host can publish these for a service.
@@ -115,6 +117,8 @@ pub enum Request {
     DockerName(DockerName, Reply<()>),
     /// Make such a port again, which an agent that stopped has removed.
     DockerPlug(Box<DockerPlug>, Reply<()>),
+    /// Publish these for an endpoint of Docker's, in the place of what it has.
+    DockerPublish(String, Vec<Publish>, Reply<()>),
     /// Remove the port of an endpoint of Docker's.
     DockerLeave(String, Reply<()>),
     /// Look for differences, and repair them.
@@ -385,6 +389,7 @@ impl Agent {
             }
             Request::RouterLeased(vni, add) => self.router_leased(vni, *add).await,
             Request::RoutersLook => self.routers.due = true,
+            Request::FirewallLook => self.firewall.look(),
             Request::RouterWait(vni, reply) => self.router_wait(vni, reply),
             Request::PublishCheck(publish, reply) => {
                 drop(reply.send(self.check_new_publish(&publish)));
@@ -412,6 +417,9 @@ impl Agent {
                 let done = self.docker_plug(*plug).await;
                 self.flush();
                 drop(reply.send(done));
+            }
+            Request::DockerPublish(id, publish, reply) => {
+                drop(reply.send(self.docker_publish(&id, publish)));
             }
             Request::DockerLeave(id, reply) => {
                 let done = self.docker_leave(&id).await;

@@ -94,6 +94,7 @@ impl Agent {
                 port_ifindex: made.host_ifindex,
                 mtu,
                 attachment,
+                publish: Vec::new(),
             },
             resolv_conf,
             intercept_dns,

@@ -52,6 +52,14 @@ impl Port {
             false => 0,
         }
     }
+
+    /// What users are shown that only this host knows.
+    pub fn shown(self) -> LocalContainer {
+        LocalContainer {
+            publish: self.publish,
+            ..self.local
+        }
+    }
 }
 
 /// What the host's agent must know again. Each change is on disk when its call returns.

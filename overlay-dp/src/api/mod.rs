@@ -156,6 +156,11 @@ pub struct LocalContainer {
     /// What the runtime that it was attached for calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<Attachment>,
+    /// Ports of this host that lead into it: in answers, see [`Port::shown`].
+    ///
+    /// [`Port::shown`]: crate::agent::Port::shown
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Publish>,
 }
 
 /// A network namespace, named in one of three ways.

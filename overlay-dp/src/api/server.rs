@@ -156,7 +156,7 @@ impl Ctx {
     pub async fn ports(&self) -> Result<LocalPorts> {
         let ports = self.ask(Request::Ports).await?.into_iter();
         Ok(ports
-            .map(|p| ((p.endpoint.vni, p.endpoint.name), p.local))
+            .map(|p| ((p.endpoint.vni, p.endpoint.name.clone()), p.shown()))
             .collect())
     }
 
@@ -196,8 +196,14 @@ impl Ctx {
         let one = |port: Port| {
             let vni = port.endpoint.vni;
             let network = names.get(&vni).cloned().unwrap_or_else(|| vni.to_string());
-            let local = Some(port.local);
-            info(&port.endpoint, &network, me.id, me.name.clone(), local)
+            let endpoint = port.endpoint.clone();
+            info(
+                &endpoint,
+                &network,
+                me.id,
+                me.name.clone(),
+                Some(port.shown()),
+            )
         };
         ports.into_iter().map(one).collect()
     }
@@ -205,19 +211,11 @@ impl Ctx {
     /// Returns when the container can get out of its network; without what it publishes it goes
     /// again.
     async fn wait_for_way_out(&self, port: &Port, network: &Network) -> Result<()> {
-        let vni = network.vni;
-        if network.internal {
-            return Ok(());
-        }
-        let ready = self.ask(|reply| Request::RouterWait(vni, reply));
-        let problem = match tokio::time::timeout(WAY_OUT_WAIT, ready).await {
-            Ok(problem) => problem?,
-            Err(_) => Some("the managers give this host no address for it yet".to_owned()),
-        };
-        match problem {
+        match self.way_out_problem(network).await? {
             Some(problem) if !port.publish.is_empty() => {
                 let name = port.endpoint.name.clone();
-                self.ask(|reply| Request::PortsRemove(name, Some(vni), reply))
+                let vni = Some(network.vni);
+                self.ask(|reply| Request::PortsRemove(name, vni, reply))
                     .await?;
                 bail!("nothing can be published: {problem}");
             }
@@ -226,6 +224,21 @@ impl Ctx {
                 Ok(())
             }
             None => Ok(()),
+        }
+    }
+
+    /// Returns when what is attached to the network here can get out of it, or why it can't.
+    pub async fn way_out_problem(&self, network: &Network) -> Result<Option<String>> {
+        let vni = network.vni;
+        if network.internal {
+            return Ok(None);
+        }
+        let ready = self.ask(|reply| Request::RouterWait(vni, reply));
+        match tokio::time::timeout(WAY_OUT_WAIT, ready).await {
+            Ok(problem) => problem,
+            Err(_) => Ok(Some(
+                "the managers give this host no address for it yet".to_owned(),
+            )),
         }
     }
 
@@ -461,13 +474,9 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
     };
     ctx.wait_for_way_out(&port, &network).await?;
     let me = ctx.cluster.me();
-    Ok(info(
-        &port.endpoint,
-        &network.name,
-        me.id,
-        me.name,
-        Some(port.local),
-    ))
+    let endpoint = port.endpoint.clone();
+    let shown = Some(port.shown());
+    Ok(info(&endpoint, &network.name, me.id, me.name, shown))
 }
 
 async fn container_remove(

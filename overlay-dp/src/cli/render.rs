@@ -99,6 +99,7 @@ pub fn containers(containers: &[ContainerInfo]) -> String {
             "NETNS",
             "SERVICE",
             "ALIASES",
+            "PUBLISHED",
         ],
         containers.iter().map(|c| {
             let local = |f: fn(&crate::api::LocalContainer) -> String| {
@@ -117,6 +118,10 @@ pub fn containers(containers: &[ContainerInfo]) -> String {
                     true => "-".into(),
                     false => list(&c.aliases),
                 },
+                local(|l| match l.publish.is_empty() {
+                    true => "-".into(),
+                    false => list(&l.publish),
+                }),
             ]
         }),
     )

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Addresses, JsonFile};
+use crate::api::Publish;
 
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -57,7 +58,7 @@ pub struct Pool {
 pub struct DockerNetwork {
     /// The cluster's name for it.
     pub name: String,
-    /// `--internal`: no way out, even where the cluster's network has one.
+    /// `--internal`: no way out, whatever the cluster says.
     pub internal: bool,
     /// Whether it was made in the cluster for this Docker, and goes with it.
     pub made: bool,
@@ -77,6 +78,9 @@ pub struct DockerEndpoint {
     pub mac: MacAddr,
     /// The namespace that it was last plugged into, until it leaves.
     pub sandbox: Option<PathBuf>,
+    /// `-p`
+    #[serde(default)]
+    pub publish: Vec<Publish>,
 }
 
 /// One address of each family, at the same offset.

@@ -13,7 +13,7 @@ use overlay_core::model::{Endpoint, MacAddr, Network};
 use super::Plugin;
 use super::book::{DockerEndpoint, Held};
 use super::network::short;
-use super::wire::{Interface, InterfaceName, Joined, OfEndpoint, PORT_MAP, StaticRoute};
+use super::wire::{Interface, InterfaceName, Joined, OfEndpoint, StaticRoute};
 use crate::agent::{DockerJoin, Request};
 
 impl Plugin {
@@ -41,6 +41,7 @@ impl Plugin {
             ips,
             mac,
             sandbox: None,
+            publish: Vec::new(),
         };
         let before = self.store.read(|book| {
             let before = book.endpoints.get(&ask.endpoint_id).cloned();
@@ -118,8 +119,9 @@ impl Plugin {
         let network = self.network_of(&ask.network_id).await?;
         let (endpoint, internal) = self.store.read(|book| {
             let endpoint = book.endpoints.get(&ask.endpoint_id).cloned();
-            let network = book.networks.get(&ask.network_id);
-            (endpoint, network.is_some_and(|network| network.internal))
+            let of = book.networks.get(&ask.network_id);
+            let internal = network.internal || of.is_some_and(|of| of.internal);
+            (endpoint, internal)
         });
         let endpoint = endpoint
             .filter(|endpoint| endpoint.network == ask.network_id)
@@ -147,6 +149,8 @@ impl Plugin {
         self.store.change(|book| {
             if let Some(endpoint) = book.endpoints.get_mut(&ask.endpoint_id) {
                 endpoint.sandbox = Some(sandbox);
+                // Docker says it again after this.
+                endpoint.publish.clear();
             }
             Ok(())
         })?;
@@ -155,6 +159,9 @@ impl Plugin {
             .ask(|reply| Request::DockerJoin(Box::new(join), reply))
             .await?;
         self.names_wanted();
+        if let Some(problem) = self.ctx.way_out_problem(&network).await? {
+            tracing::warn!(network = %network.name, "there is no way out of this host: {problem}");
+        }
         let gateway = |v4: bool| {
             let has = endpoint.ips.iter().any(|ip| ip.is_ipv4() == v4);
             let gateway = network.gateways().find(|ip| ip.is_ipv4() == v4);
@@ -214,17 +221,6 @@ impl Plugin {
             book.endpoints.remove(id);
             Ok(())
         })
-    }
-
-    /// A port that is not published must not look as if it were.
-    pub(super) fn publish(ask: &OfEndpoint) -> Result<()> {
-        let options = ask.options.as_ref();
-        let ports = options.and_then(|options| options.get(PORT_MAP)?.as_array());
-        ensure!(
-            ports.is_none_or(Vec::is_empty),
-            "overlay-dp does not publish ports of Docker's containers: leave -p out"
-        );
-        Ok(())
     }
 
     /// The cluster's network behind one of Docker's.

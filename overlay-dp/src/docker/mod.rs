@@ -14,6 +14,7 @@ mod forget;
 mod ipam;
 mod names;
 mod network;
+mod publish;
 mod server;
 mod wire;
 

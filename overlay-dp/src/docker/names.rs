@@ -45,6 +45,8 @@ pub(super) struct Watch {
     old: HashSet<String>,
     /// Names that are taken, which was said.
     taken: HashSet<String>,
+    /// Endpoints whose ports somebody else has, which was said.
+    pub(super) unpublished: HashSet<String>,
 }
 
 /// A line of the events.
@@ -78,6 +80,8 @@ pub async fn run(plugin: Arc<Plugin>) {
                 tracing::debug!("connected to Docker");
                 said = false;
                 watch.named.clear();
+                // It drops what the host forwards when it starts.
+                let _ = plugin.ctx.agent.send(Request::FirewallLook).await;
                 follow(&plugin, &mut watch, events).await;
             }
             Ok(Err(error)) => {
@@ -219,6 +223,7 @@ impl Plugin {
             }
         }
         if all {
+            self.publish_again(watch).await;
             self.forget_addresses(watch)?;
         }
         let ids: HashSet<&String> = endpoints.keys().collect();

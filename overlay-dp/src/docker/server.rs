@@ -118,11 +118,16 @@ async fn network_driver(plugin: &Plugin, method: &str, body: &[u8]) -> Option<Re
         "Leave" => parse::<OfEndpoint>(body)
             .and_then(|ask| plugin.leave(&ask))
             .map(nothing),
-        "ProgramExternalConnectivity" => parse::<OfEndpoint>(body)
-            .and_then(|ask| Plugin::publish(&ask))
-            .map(nothing),
+        "ProgramExternalConnectivity" => match parse::<OfEndpoint>(body) {
+            Ok(ask) => plugin.publish(ask).await.map(nothing),
+            Err(error) => Err(error),
+        },
+        "RevokeExternalConnectivity" => match parse::<OfEndpoint>(body) {
+            Ok(ask) => plugin.unpublish(&ask.endpoint_id).await.map(nothing),
+            Err(error) => Err(error),
+        },
         // Discovery is of a swarm's other daemons: we know our hosts.
-        "RevokeExternalConnectivity" | "DiscoverNew" | "DiscoverDelete" => Ok(json!({})),
+        "DiscoverNew" | "DiscoverDelete" => Ok(json!({})),
         _ => return None,
     };
     Some(done)

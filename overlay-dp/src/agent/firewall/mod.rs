@@ -109,6 +109,14 @@ impl Firewall {
         });
     }
 
+    /// Has what was set last compared with the kernel's tables now, and not at the next turn.
+    pub fn look(&self) {
+        self.wanted.send_if_modified(|(number, _)| {
+            *number += u64::from(*number > 0);
+            *number > 0
+        });
+    }
+
     /// Returns when what was set last has been applied: what went wrong, if anything.
     pub fn applied(&self) -> impl Future<Output = Option<String>> + Send + use<> {
         let wanted = self.wanted.borrow().0;

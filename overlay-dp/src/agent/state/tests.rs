@@ -19,6 +19,7 @@ fn port(number: u8, ifindex: u32) -> Port {
             port_ifindex: ifindex,
             mtu: 1450,
             attachment: None,
+            publish: Vec::new(),
         },
         resolv_conf: None,
         intercept_dns: false,
