@@ -100,6 +100,9 @@ impl Answering<'_> {
                 .some_of(keys)
                 .flat_map(|endpoint| endpoint.ips.iter().filter_map(|ip| self.address(*ip)))
                 .collect(),
+            (RecordType::A | RecordType::AAAA, Found::Vips(vips)) => {
+                vips.ips.iter().filter_map(|ip| self.address(*ip)).collect()
+            }
             (RecordType::A | RecordType::AAAA, Found::Gateway) => {
                 let gateways = self.zone.gateways();
                 gateways.filter_map(|ip| self.address(ip)).collect()
@@ -108,6 +111,10 @@ impl Answering<'_> {
                 let names = keys.iter().filter_map(|key| self.zone.endpoint(key));
                 let names = names.filter_map(|endpoint| self.full_name(&endpoint.name));
                 names.take(MOST).map(|name| RData::PTR(PTR(name))).collect()
+            }
+            (RecordType::PTR, Found::VipAddress(vips)) => {
+                let name = self.full_name(&vips.name);
+                name.into_iter().map(|name| RData::PTR(PTR(name))).collect()
             }
             (RecordType::PTR, Found::GatewayAddress) => {
                 let name = self.full_name("gateway");

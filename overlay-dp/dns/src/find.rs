@@ -6,19 +6,23 @@ use hickory_proto::rr::Name;
 use ipnetwork::IpNetwork;
 use overlay_core::model::Vni;
 
-use super::names::{Key, Names, Zone};
+use super::names::{Key, Names, Vips, Zone};
 
 /// What a name stands for, if it is ours.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found<'a> {
     /// Addresses of these.
     Endpoints(&'a [Key]),
+    /// A service's own addresses.
+    Vips(&'a Vips),
     /// The gateway's addresses.
     Gateway,
     /// SRV records of these.
     Tasks(&'a [Key]),
     /// An address that these have.
     Address(&'a [Key]),
+    /// An address that this service has as its own.
+    VipAddress(&'a Vips),
     /// The gateway's address.
     GatewayAddress,
     /// The network itself.
@@ -57,6 +61,10 @@ pub(crate) fn find<'a>(names: &'a Names, vni: Vni, name: &Name) -> Option<Found<
 impl Zone {
     /// What a name is in the network.
     fn below(&self, name: &str) -> Option<Found<'_>> {
+        // Before a task of the same name: a service's name is what its clients know.
+        if let Some(vips) = self.vips(name) {
+            return Some(Found::Vips(vips));
+        }
         if let Some(keys) = self.called(name) {
             return Some(Found::Endpoints(keys));
         }
@@ -85,6 +93,9 @@ fn reverse<'a>(names: &'a Names, zone: &'a Zone, prefix: IpNetwork) -> Option<Fo
         let ip = prefix.ip();
         if let Some(keys) = zone.at(ip) {
             return Some(Found::Address(keys));
+        }
+        if let Some(vips) = zone.vips_at(ip) {
+            return Some(Found::VipAddress(vips));
         }
         let is_gateway = zone.gateways().any(|gateway| gateway == ip);
         if is_gateway && zone.called("gateway").is_none() {

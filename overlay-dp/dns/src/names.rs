@@ -33,6 +33,16 @@ pub(crate) struct Zone {
     /// By service, in lower case. Sorted, each key once.
     services: BTreeMap<String, Vec<Key>>,
     addresses: BTreeMap<IpAddr, Vec<Key>>,
+    /// Services with addresses of their own, by [`inverted`] name.
+    vips: BTreeMap<String, Vips>,
+}
+
+/// A service's own addresses.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Vips {
+    /// Its name, as it was given.
+    pub name: String,
+    pub ips: Vec<IpAddr>,
 }
 
 impl Names {
@@ -98,6 +108,22 @@ impl Names {
         }
     }
 
+    /// A service of a network has these addresses of its own: its name stands for them, and not
+    /// for its tasks. Without any it is gone, or has none any more.
+    pub fn service_set(&mut self, vni: Vni, name: &str, ips: &[IpAddr]) {
+        self.changed();
+        let zone = self.zones.entry(vni).or_default();
+        if ips.is_empty() {
+            zone.vips.remove(&inverted(name));
+            return self.forget_if_empty(vni);
+        }
+        let vips = Vips {
+            name: name.to_owned(),
+            ips: ips.to_vec(),
+        };
+        zone.vips.insert(inverted(name), vips);
+    }
+
     /// How many endpoints have names here.
     pub fn len(&self) -> usize {
         self.zones.values().map(|zone| zone.endpoints.len()).sum()
@@ -143,7 +169,9 @@ impl Names {
     }
 
     fn forget_if_empty(&mut self, vni: Vni) {
-        let empty = |zone: &Zone| zone.network.is_none() && zone.endpoints.is_empty();
+        let empty = |zone: &Zone| {
+            zone.network.is_none() && zone.endpoints.is_empty() && zone.vips.is_empty()
+        };
         if self.zones.get(&vni).is_some_and(empty) {
             self.zones.remove(&vni);
         }
@@ -156,12 +184,20 @@ impl Zone {
         self.called.get(&inverted(name)).map(Vec::as_slice)
     }
 
+    /// The service with addresses of its own that is called so.
+    pub fn vips(&self, name: &str) -> Option<&Vips> {
+        self.vips.get(&inverted(name))
+    }
+
+    /// The service that has this address as its own.
+    pub fn vips_at(&self, ip: IpAddr) -> Option<&Vips> {
+        self.vips.values().find(|vips| vips.ips.contains(&ip))
+    }
+
     /// Whether somebody's name ends with a dot and this one.
     pub fn is_parent(&self, name: &str) -> bool {
         let begin = inverted(name) + ".";
-        let mut from = self.called.range(begin.clone()..);
-        from.next()
-            .is_some_and(|(name, _)| name.starts_with(&begin))
+        begins(&self.called, &begin) || begins(&self.vips, &begin)
     }
 
     /// The tasks of a service.
@@ -221,6 +257,12 @@ fn names_of(endpoint: &Endpoint) -> impl Iterator<Item = &String> {
 fn inverted(name: &str) -> String {
     let labels: Vec<&str> = name.rsplit('.').collect();
     labels.join(".").to_ascii_lowercase()
+}
+
+/// Whether one of the names begins so.
+fn begins<V>(names: &BTreeMap<String, V>, begin: &str) -> bool {
+    let mut from = names.range(begin.to_owned()..);
+    from.next().is_some_and(|(name, _)| name.starts_with(begin))
 }
 
 fn add<K: Ord>(index: &mut BTreeMap<K, Vec<Key>>, at: K, key: &Key) {

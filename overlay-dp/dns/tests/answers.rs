@@ -184,6 +184,55 @@ fn names_aliases_services() {
 }
 
 #[test]
+fn a_service_with_addresses_of_its_own() {
+    let mut names = names();
+    let vips = ["10.0.0.200".parse().unwrap(), "fd00::c8".parse().unwrap()];
+    names.service_set(vni(1), "web", &vips);
+    // Also one of which no task is known.
+    names.service_set(vni(1), "db.main", &vips[..1]);
+    for name in ["web", "WEB.uber-net"] {
+        assert_eq!(data(&names, name, RecordType::A), set(["10.0.0.200"]));
+        assert_eq!(data(&names, name, RecordType::AAAA), set(["fd00::c8"]));
+    }
+    assert_eq!(data(&names, "db.main", RecordType::A), set(["10.0.0.200"]));
+    let tasks = set(["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
+    assert_eq!(data(&names, "tasks.web", RecordType::A), tasks);
+    assert_eq!(data(&names, "web.2", RecordType::A), set(["10.0.0.12"]));
+    assert_eq!(data(&names, "_http._tcp.web", RecordType::SRV).len(), 3);
+    use ResponseCode::{NXDomain, NoError};
+    is_missing(&names, "main.uber-net", RecordType::A, NoError, "uber-net.");
+    is_missing(
+        &names,
+        "db.main.uber-net",
+        RecordType::AAAA,
+        NoError,
+        "uber-net.",
+    );
+    is_missing(
+        &names,
+        "tasks.db.main.uber-net",
+        RecordType::A,
+        NXDomain,
+        "uber-net.",
+    );
+    let ptr = |names: &Names| data(names, "200.0.0.10.in-addr.arpa", RecordType::PTR);
+    names.service_set(vni(1), "db.main", &[]);
+    assert_eq!(ptr(&names), set(["web.uber-net."]));
+
+    names.service_set(vni(1), "web", &[]);
+    assert_eq!(data(&names, "web", RecordType::A), tasks);
+    is_missing(
+        &names,
+        "db.main.uber-net",
+        RecordType::A,
+        NXDomain,
+        "uber-net.",
+    );
+    let gone = "200.0.0.10.in-addr.arpa";
+    is_missing(&names, gone, RecordType::PTR, NXDomain, gone);
+}
+
+#[test]
 fn what_is_missing_in_the_network_is_said_to_be() {
     let names = names();
     use ResponseCode::{NXDomain, NoError};
