@@ -194,20 +194,29 @@ impl Cluster {
             .map(|_| ())
     }
 
-    /// Makes a service, which [`Cluster::facts`] has when this returns.
+    /// Makes a service, which [`Cluster::facts`] has when this returns. With `leave`, its address
+    /// in the spec may be granted to this host, which has it no more then.
     ///
     /// # Errors
     /// When the managers refuse or do not answer.
-    pub async fn service_create(&self, spec: ServiceSpec) -> Result<Service, Error> {
+    pub async fn service_create(&self, spec: ServiceSpec, leave: bool) -> Result<Service, Error> {
         let wanted = spec.clone();
-        match ask(&self.node, Request::ServiceCreate { spec }).await? {
+        match ask(&self.node, Request::ServiceCreate { spec, leave }).await? {
             Reply::Service(service) => Ok(service),
             // There is one, and an answer was lost: was it to this request?
             _ => {
                 let found = self.facts(|facts| {
                     let service = facts.service(&wanted.name)?.clone();
                     let network = facts.network(service.vni)?;
-                    let fits = network.name == wanted.network && service.publish == wanted.publish;
+                    let has = |ip| {
+                        service
+                            .vip
+                            .is_some_and(|vip| network.offset_of(ip) == Some(vip))
+                    };
+                    let fits = network.name == wanted.network
+                        && service.publish == wanted.publish
+                        && service.mode() == wanted.mode
+                        && wanted.ip.is_none_or(has);
                     fits.then_some(service)
                 });
                 found.ok_or(Error::Refused(Refusal::ServiceExists(wanted.name)))

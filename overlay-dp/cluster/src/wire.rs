@@ -106,6 +106,8 @@ pub enum Request {
     Raft(Vec<u8>),
     ServiceCreate {
         spec: ServiceSpec,
+        /// The asker leaves the spec's address to it.
+        leave: bool,
     },
     ServiceRemove {
         name: String,

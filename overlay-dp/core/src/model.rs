@@ -392,6 +392,40 @@ pub struct Service {
     pub vni: Vni,
     /// What every host publishes of it.
     pub publish: Vec<ServicePort>,
+    /// Its own address (VIP), as an offset in its network; `None` when its name stands for all of
+    /// its tasks.
+    pub vip: Option<u32>,
+}
+
+/// What a service's name stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointMode {
+    /// An address of its own (VIP): each connection with it is one of the tasks'.
+    #[default]
+    Vip,
+    /// The addresses of all of its tasks, in turn.
+    Dnsrr,
+}
+
+impl EndpointMode {
+    /// As people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            EndpointMode::Vip => "vip",
+            EndpointMode::Dnsrr => "dnsrr",
+        }
+    }
+}
+
+impl Service {
+    /// What its name stands for.
+    pub const fn mode(&self) -> EndpointMode {
+        match self.vip {
+            Some(_) => EndpointMode::Vip,
+            None => EndpointMode::Dnsrr,
+        }
+    }
 }
 
 /// A port of every host that leads to a port of a service's tasks.

@@ -52,7 +52,10 @@ impl Agent {
                 self.names.change(|names| names.network_gone(network.vni));
                 self.tables.write().network_remove(network.vni);
             }
-            Event::FactsChanged => self.tell_again(),
+            Event::FactsChanged => {
+                self.fit_vips();
+                self.tell_again();
+            }
             Event::Expelled => self.expelled = true,
             Event::EndpointUp { host, endpoint } => {
                 self.names

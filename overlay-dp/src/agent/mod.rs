@@ -32,6 +32,7 @@ mod steps;
 mod underlay;
 mod uplink;
 mod verify;
+mod vips;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -75,6 +76,7 @@ use slow::SlowThread;
 use state::State;
 pub use steps::Steps;
 pub use verify::{Finding, Verify};
+use vips::Vips;
 
 /// How often next hops are confirmed and stale map entries are looked for.
 const TICK: Duration = Duration::from_secs(15);
@@ -95,6 +97,8 @@ pub enum Request {
     RoutersLook,
     /// Somebody else may have changed the kernel's tables.
     FirewallLook,
+    /// Answer when what was agreed on services is in the tables.
+    VipsFit(Reply<()>),
     /// Answer when a network has its way out here: with what is wrong, if anything.
     RouterWait(Vni, Reply<Option<String>>),
     /// Whether this host can publish these for a service.
@@ -316,6 +320,8 @@ struct Agent {
     held: Held,
     /// Services that this host can't publish, and why.
     service_problems: Vec<(String, String)>,
+    /// What tables and names were told of services' own addresses.
+    vips: Vips,
     /// The ends of the punt link, by ifindex.
     punt: [u32; 2],
     /// Why the agent can't go on.
@@ -390,6 +396,11 @@ impl Agent {
             Request::RouterLeased(vni, add) => self.router_leased(vni, *add).await,
             Request::RoutersLook => self.routers.due = true,
             Request::FirewallLook => self.firewall.look(),
+            Request::VipsFit(reply) => {
+                self.fit_vips();
+                self.flush();
+                drop(reply.send(Ok(())));
+            }
             Request::RouterWait(vni, reply) => self.router_wait(vni, reply),
             Request::PublishCheck(publish, reply) => {
                 drop(reply.send(self.check_new_publish(&publish)));

@@ -24,6 +24,7 @@ use super::publish::Held;
 use super::routers::Routers;
 use super::state::State;
 use super::steps::Steps;
+use super::vips::Vips;
 use super::{Agent, Inputs, Options, Request, datapath};
 use crate::api::server::{self, Api, Ctx};
 use crate::api::web::Web;
@@ -123,6 +124,7 @@ impl Agent {
                 firewall,
                 held: Held::default(),
                 service_problems: Vec::new(),
+                vips: Vips::default(),
                 addresses: Addresses::load(cluster.clone(), &state_dir, is_member)?,
                 cluster: cluster.clone(),
                 state,
@@ -193,6 +195,7 @@ impl Agent {
                 .change(|names| names.network_set(network.clone()));
             self.tables.write().network_add(network);
         }
+        self.fit_vips();
         let mut vteps = Vec::new();
         for member in self.cluster.members().into_iter().filter(|m| !m.me) {
             if self.take_vtep(member.host.vtep) {

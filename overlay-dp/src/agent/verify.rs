@@ -83,6 +83,7 @@ impl Agent {
         self.look_at_facts(&mut report);
         self.look_at_gossip(&mut report);
         self.look_at_tables(&mut report);
+        self.look_at_vips(&mut report);
         self.look_at_maps(&mut report)?;
         self.look_at_kernel(&mut report).await?;
         self.look_at_underlay(&mut report);
@@ -219,6 +220,13 @@ impl Agent {
         }
     }
 
+    /// Services' own addresses in the tables against the facts.
+    fn look_at_vips(&self, report: &mut Report) {
+        for service in self.wrong_vips() {
+            report.add("tables", service, "its VIP is not as it was agreed");
+        }
+    }
+
     /// The BPF maps against the tables.
     fn look_at_maps(&self, report: &mut Report) -> Result<()> {
         let wanted = self.tables.read().snapshot();
@@ -268,7 +276,7 @@ impl Agent {
             "service slot",
             (&wanted.slots, &have.slots),
             MapUpdate::SetSlot,
-            |key, _| Some(MapUpdate::DelSlot(*key)),
+            |key, peer| (!behind_silent(key.vni(), peer.mac)).then_some(MapUpdate::DelSlot(*key)),
         );
         // A next hop that is unknown now leaves the last one in the map.
         let resolved = |contents: &MapContents| -> HashMap<_, _> {
@@ -407,6 +415,7 @@ impl Agent {
         }
         self.data_port = DataPort::hold(&self.host, &self.options, self.cluster.me().vtep).await?;
         self.find_dead_ports().await;
+        self.fit_vips();
         self.routers.due = true;
         self.fit_routers().await;
         self.firewall.repair()?;

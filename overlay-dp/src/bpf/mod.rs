@@ -172,8 +172,9 @@ impl Bpf {
             let is_wanted = wanted.neighbour_entry(key.vni(), key.ip()).is_some();
             Stale::new(is_wanted, || kept_macs.contains(&(key.vni(), entry.mac)))
         })?;
-        sweep_map(&mut maps.slots, &mut swept, |key, _| {
-            Stale::new(wanted.slot_entry(key).is_some(), || false)
+        sweep_map(&mut maps.slots, &mut swept, |key, peer| {
+            let is_wanted = wanted.slot_entry(key).is_some();
+            Stale::new(is_wanted, || kept_macs.contains(&(key.vni(), peer.mac)))
         })?;
         sweep_map(&mut maps.vteps, &mut swept, |ip, _| {
             Stale::new(wanted.vtep_entry(ip).is_some(), || keep(ip))

@@ -1,9 +1,11 @@
 //! `service`
 
+use std::net::IpAddr;
+
 use anyhow::{Result, bail};
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use hyper::Method;
-use overlay_core::model::ServicePort;
+use overlay_core::model::{EndpointMode, ServicePort};
 
 use super::render::{containers, list, table};
 use super::{path_part, print};
@@ -17,11 +19,16 @@ use crate::instance::Instance;
 pub enum ServiceCommand {
     /// Make a service, known to all hosts at once
     #[command(
-        after_help = "The containers that were added with '--service NAME' on its network are its tasks. What is \
-    published is reached at that port of every host of the cluster, and leads to one of the tasks, wherever it is; \
-    the task sees the client's own address.
+        after_help = "The containers that were added with '--service NAME' on its network are its tasks. The \
+    containers of the network reach it by its name, at an address of its own (VIP): each TCP connection, and each UDP \
+    client's port, goes to one of the tasks, and stays with it while it is there. 'tasks.NAME' is the tasks' own \
+    addresses. What is published is reached at that port of every host of the cluster, and leads to one of the tasks, \
+    wherever it is. The task sees the client's own address in both cases.
 
 Examples:
+  overlay-dp service create web --network uber-net
+  overlay-dp service create db --network uber-net --ip 10.0.0.53
+  overlay-dp service create cache --network uber-net --endpoint-mode dnsrr
   overlay-dp service create web --network uber-net --publish 8080:80
   overlay-dp service create dns --network uber-net --publish 53:53/udp --publish 53:53"
     )]
@@ -34,21 +41,57 @@ Examples:
         /// Publish a port of its tasks on every host (repeatable)
         #[arg(long, value_name = "HOSTPORT:PORT[/udp]", value_parser = parse_port)]
         publish: Vec<ServicePort>,
+        /// What its name stands for: an address of its own, or those of all of its tasks in turn
+        #[arg(long, value_name = "MODE", default_value = "vip")]
+        endpoint_mode: Mode,
+        /// Its own address (the next free one when absent)
+        #[arg(long, value_name = "ADDR")]
+        ip: Option<IpAddr>,
     },
     /// List services
+    #[command(after_help = "Examples:
+  overlay-dp service ls
+  overlay-dp service ls --json")]
     Ls,
-    /// Show services with their tasks
+    /// Show services with their tasks, and where those are
+    #[command(after_help = "Examples:
+  overlay-dp service inspect web
+  overlay-dp service inspect web db --json")]
     Inspect {
         /// Their names
         #[arg(required = true)]
         names: Vec<String>,
     },
     /// Remove services; their tasks stay
+    #[command(
+        after_help = "Connections with its own address end; those with its tasks' addresses go on.
+
+Examples:
+  overlay-dp service rm web"
+    )]
     Rm {
         /// Their names
         #[arg(required = true)]
         names: Vec<String>,
     },
+}
+
+/// `--endpoint-mode`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Mode {
+    /// An address of its own, whose connections are spread over the tasks
+    Vip,
+    /// The addresses of all tasks, in random order
+    Dnsrr,
+}
+
+impl From<Mode> for EndpointMode {
+    fn from(mode: Mode) -> EndpointMode {
+        match mode {
+            Mode::Vip => EndpointMode::Vip,
+            Mode::Dnsrr => EndpointMode::Dnsrr,
+        }
+    }
 }
 
 /// Every host publishes it, at each of its addresses.
@@ -76,18 +119,22 @@ pub(super) async fn service(
             name,
             network,
             publish,
+            endpoint_mode,
+            ip,
         } => {
             let ask = ServiceCreate {
                 name,
                 network,
                 publish,
+                mode: endpoint_mode.into(),
+                ip,
             };
             let made: ServiceInfo =
                 call(instance, Method::POST, "/v1/services", Some(&ask)).await?;
-            print(json, &made, || rows(std::slice::from_ref(&made)))
+            print(json, &made, || one(&made))
         }
         ServiceCommand::Ls => {
-            let all: Vec<ServiceInfo> = call(instance, Method::GET, "/v1/services", none).await?;
+            let all: Vec<ServiceDetail> = call(instance, Method::GET, "/v1/services", none).await?;
             print(json, &all, || rows(&all))
         }
         ServiceCommand::Inspect { names } => {
@@ -96,11 +143,10 @@ pub(super) async fn service(
                 found.push(call(instance, Method::GET, &path(name), none).await?);
             }
             print(json, &found, || {
-                let one = |detail: &ServiceDetail| {
-                    let service = rows(std::slice::from_ref(&detail.service));
-                    format!("{service}\n\n{}", containers(&detail.tasks))
-                };
-                found.iter().map(one).collect::<Vec<_>>().join("\n\n")
+                let each = found.iter().map(|detail| {
+                    format!("{}\n\n{}", one(&detail.service), containers(&detail.tasks))
+                });
+                each.collect::<Vec<_>>().join("\n\n")
             })
         }
         ServiceCommand::Rm { names } => {
@@ -116,15 +162,41 @@ pub(super) async fn service(
     }
 }
 
-fn rows(services: &[ServiceInfo]) -> String {
-    let published = |service: &ServiceInfo| {
-        let ports = service.publish.iter().map(|port| Publish::from(*port));
-        list(&ports.collect::<Vec<_>>())
-    };
+fn published(service: &ServiceInfo) -> String {
+    let ports = service.publish.iter().map(|port| Publish::from(*port));
+    or_none(list(&ports.collect::<Vec<_>>()))
+}
+
+fn or_none(text: String) -> String {
+    match text.is_empty() {
+        true => "-".to_owned(),
+        false => text,
+    }
+}
+
+fn one(service: &ServiceInfo) -> String {
+    format!(
+        "{}\n  network    {}\n  mode       {}\n  VIP        {}\n  published  {}",
+        service.name,
+        service.network,
+        service.mode.name(),
+        or_none(list(&service.vips)),
+        published(service),
+    )
+}
+
+fn rows(services: &[ServiceDetail]) -> String {
     table(
-        ["NAME", "NETWORK", "PUBLISHED"],
-        services
-            .iter()
-            .map(|s| [s.name.clone(), s.network.clone(), published(s)]),
+        ["NAME", "NETWORK", "MODE", "VIP", "TASKS", "PUBLISHED"],
+        services.iter().map(|ServiceDetail { service, tasks }| {
+            [
+                service.name.clone(),
+                service.network.clone(),
+                service.mode.name().to_owned(),
+                or_none(list(&service.vips)),
+                tasks.len().to_string(),
+                published(service),
+            ]
+        }),
     )
 }

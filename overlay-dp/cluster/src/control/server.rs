@@ -263,7 +263,10 @@ async fn member(
         Request::NetworkCreate { spec, avoid } => Command::NetworkCreate { spec, avoid },
         Request::NetworkRemove { name } => Command::NetworkRemove { name },
         Request::NetworkEverywhere { name } => Command::NetworkEverywhere { name },
-        Request::ServiceCreate { spec } => Command::ServiceCreate { spec },
+        Request::ServiceCreate { spec, leave } => Command::ServiceCreate {
+            spec,
+            from: leave.then_some(from),
+        },
         Request::ServiceRemove { name } => Command::ServiceRemove { name },
         Request::Grant { vni, want } => {
             if let (Want::Addresses(_) | Want::Spare(_), Some(wait)) = (want, node.claims_first()) {

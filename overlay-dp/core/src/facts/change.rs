@@ -209,14 +209,24 @@ impl Facts {
                 pool.wanted.insert(wanted.host, wanted.want);
             }),
             Change::ServiceSet(service) => {
+                self.remove_service(&service.name);
+                if let Some(offset) = service.vip {
+                    self.in_pool(service.vni, |pool| pool.take_vip(offset));
+                }
                 self.services.insert(service.name.clone(), service.clone());
             }
-            Change::ServiceGone(name) => {
-                self.services.remove(name);
-            }
+            Change::ServiceGone(name) => self.remove_service(name),
             Change::WantedGone { vni, host } => self.in_pool(*vni, |pool| {
                 pool.wanted.remove(host);
             }),
+        }
+    }
+
+    fn remove_service(&mut self, name: &str) {
+        if let Some(service) = self.services.remove(name)
+            && let Some(offset) = service.vip
+        {
+            self.in_pool(service.vni, |pool| pool.free_vip(offset));
         }
     }
 

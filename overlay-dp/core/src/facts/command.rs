@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::{Range, Version};
-use crate::model::{Host, HostId, MacAddr, Network, Service, ServicePort, Vni};
+use crate::model::{EndpointMode, Host, HostId, MacAddr, Network, Service, ServicePort, Vni};
 
 /// What a user asks for; the rest is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,10 @@ pub struct ServiceSpec {
     pub network: String,
     /// What every host is to publish of it.
     pub publish: Vec<ServicePort>,
+    /// What its name is to stand for.
+    pub mode: EndpointMode,
+    /// Its own address, in either family; the next free one when absent.
+    pub ip: Option<IpAddr>,
 }
 
 /// One step of the cluster's state. All chance and time comes in with it.
@@ -139,6 +143,8 @@ pub enum Command {
     ServiceCreate {
         /// What is asked for.
         spec: ServiceSpec,
+        /// A host whose own the address of the spec is, by a grant that it leaves to the service.
+        from: Option<HostId>,
     },
     /// Removes a service; its tasks stay.
     ServiceRemove {

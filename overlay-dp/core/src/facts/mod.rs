@@ -126,6 +126,14 @@ impl Facts {
         self.services.get(name)
     }
 
+    /// The service that has an offset of a network as its own.
+    pub fn vip_at(&self, vni: Vni, offset: u32) -> Option<&Service> {
+        let pool = self.pools.get(&vni)?;
+        pool.vips().get(&offset)?;
+        let mut services = self.services();
+        services.find(|service| service.vni == vni && service.vip == Some(offset))
+    }
+
     /// What addresses of a network are chosen from; others must be asked for one by one.
     pub fn chosen_from(&self, vni: Vni) -> Option<Range> {
         self.pools.get(&vni).map(|pool| pool.chosen)

@@ -40,7 +40,9 @@ pub(super) struct Pool {
     grants: BTreeMap<u32, Grant>,
     pub claims: BTreeMap<MacAddr, Claim>,
     pub wanted: BTreeMap<HostId, Want>,
-    /// The usable offsets that nobody has: what the grants leave.
+    /// The offsets that are services' own; none of them is granted.
+    vips: BTreeSet<u32>,
+    /// The usable offsets that nobody has: what the grants and services leave.
     #[serde(skip_serializing)]
     free: Ranges,
     /// The grants and claims by host; hosts without any are not in it.
@@ -59,6 +61,7 @@ struct Stored {
     grants: BTreeMap<u32, Grant>,
     claims: BTreeMap<MacAddr, Claim>,
     wanted: BTreeMap<HostId, Want>,
+    vips: BTreeSet<u32>,
 }
 
 impl From<Stored> for Pool {
@@ -71,6 +74,9 @@ impl From<Stored> for Pool {
             pool.claim(mac, claim);
         }
         pool.wanted = stored.wanted;
+        for offset in stored.vips {
+            pool.take_vip(offset);
+        }
         pool
     }
 }
@@ -97,6 +103,7 @@ impl Pool {
             grants: BTreeMap::new(),
             claims: BTreeMap::new(),
             wanted: BTreeMap::new(),
+            vips: BTreeSet::new(),
             free,
             shares: BTreeMap::new(),
             spares: 0,
@@ -128,7 +135,7 @@ impl Pool {
 
     /// Whether an endpoint could have `offset`.
     pub fn is_usable(&self, offset: u32) -> bool {
-        self.free.contains(offset) || self.grant_at(offset).is_some()
+        self.free.contains(offset) || self.vips.contains(&offset) || self.grant_at(offset).is_some()
     }
 
     /// What a host has, if anything.
@@ -203,6 +210,10 @@ impl Pool {
     /// Gives offsets to a host, whoever had them before.
     pub fn assign(&mut self, grant: Grant) {
         self.release(grant.range);
+        let vips = self.vips.range(grant.range.first..=grant.range.last);
+        for offset in vips.copied().collect::<Vec<_>>() {
+            self.free_vip(offset);
+        }
         self.free.remove(grant.range);
         let share = self.shares.entry(grant.host).or_default();
         share.offsets.insert(grant.range);
@@ -252,6 +263,27 @@ impl Pool {
                 share.offsets.remove(cut);
             }
             self.forget_empty(grant.host);
+        }
+    }
+
+    /// The offsets that services have.
+    pub fn vips(&self) -> &BTreeSet<u32> {
+        &self.vips
+    }
+
+    /// Gives an offset to a service, whoever had it before.
+    pub fn take_vip(&mut self, offset: u32) {
+        self.release(Range::one(offset));
+        if self.free.contains(offset) {
+            self.free.remove(Range::one(offset));
+            self.vips.insert(offset);
+        }
+    }
+
+    /// A service has an offset no more.
+    pub fn free_vip(&mut self, offset: u32) {
+        if self.vips.remove(&offset) {
+            self.free.insert(Range::one(offset));
         }
     }
 

@@ -236,6 +236,17 @@ pub enum Refusal {
         "MAC address {0} is a group's, the gateway's, or goes with an address of the network: choose another --mac"
     )]
     Mac(MacAddr),
+    /// A service's own.
+    #[error("address {ip} is that of service '{service}': choose another --ip")]
+    OfService {
+        /// As asked for.
+        ip: IpAddr,
+        /// Whose it is.
+        service: String,
+    },
+    /// An address for a service without one.
+    #[error("a service with --endpoint-mode dnsrr has no address of its own: leave out --ip {0}")]
+    NoVip(IpAddr),
     /// Nothing is left.
     #[error(
         "network '{network}' has no free address left: all {size} are held, {holders}; remove a container, or try again when hosts have given back what they do not use"

@@ -32,7 +32,7 @@ use overlay_common::layout::{Config, PORT_ROUTER, VtepEntry};
 use overlay_common::wire::{Family, Ip16};
 
 pub use facts::{Error, Local, NextHop, StaticEntry};
-pub use read::{FdbRow, Origin, VtepRow};
+pub use read::{FdbRow, Origin, VipRow, VtepRow};
 pub use record::MAX_IPS;
 pub use updates::{MapContents, MapUpdate};
 

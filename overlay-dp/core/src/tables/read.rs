@@ -44,6 +44,19 @@ pub struct FdbRow {
     pub next_hop: Option<NextHop>,
 }
 
+/// A service's own addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VipRow {
+    /// The network.
+    pub vni: Vni,
+    /// The service.
+    pub service: String,
+    /// The MAC that goes with them.
+    pub mac: MacAddr,
+    /// One of each family.
+    pub ips: Vec<IpAddr>,
+}
+
 /// A VTEP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VtepRow {
@@ -92,6 +105,20 @@ impl Tables {
         });
         let all = ports.chain(statics).chain(hosts);
         all.filter_map(|(vni, owner, record)| self.fdb_row(vni, owner, record))
+    }
+
+    /// Every service with addresses of its own.
+    pub fn services(&self) -> impl Iterator<Item = VipRow> {
+        let nets = self.nets.values();
+        nets.flat_map(|net| {
+            let all = net.services.with_vips();
+            all.map(|(service, record)| VipRow {
+                vni: net.vni,
+                service: service.to_owned(),
+                mac: record.mac,
+                ips: record.ips.iter().map(|(ip, _)| ip_addr(ip)).collect(),
+            })
+        })
     }
 
     /// Every known VTEP but this host's own.

@@ -47,6 +47,12 @@ impl Services {
         self.all.get(name)?.vips.as_ref()
     }
 
+    /// The services that have claims, and these.
+    pub fn with_vips(&self) -> impl Iterator<Item = (&str, &Record)> {
+        let all = self.all.iter();
+        all.filter_map(|(name, service)| Some((&**name, service.vips.as_ref()?)))
+    }
+
     /// The addresses of the service with this MAC.
     pub fn vips(&self, mac: MacAddr) -> impl Iterator<Item = &Ip16> {
         let vips = self.all.values().filter_map(|s| s.vips.as_ref());

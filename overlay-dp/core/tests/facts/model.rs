@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use overlay_core::facts::{
-    Command, Facts, Range, Ranges, Refusal, Reply, StateMachine, Version, Want,
+    Command, Facts, Range, Ranges, Refusal, Reply, ServiceSpec, StateMachine, Version, Want,
 };
 use overlay_core::model::{HostId, MacAddr, Network, Vni};
 use proptest::prelude::*;
@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use crate::{Rig, host, id, ip, mac, range, spec};
 
 const HOSTS: u64 = 5;
+const SERVICES: usize = 4;
 /// Of different kinds: small, dual, without IPv4.
 const NETWORKS: [&[&str]; 3] = [
     &["10.0.0.0/28"],
@@ -30,6 +31,8 @@ enum Step {
     /// The last number is how many versions ago it was decided.
     Return(u64, usize, Vec<Range>, Vec<MacAddr>, u64),
     Unwant(u64, usize),
+    Serve(usize, usize, Option<IpAddr>),
+    Unserve(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -50,22 +53,26 @@ fn step() -> impl Strategy<Value = Step> {
             proptest::collection::vec(any_mac(), 0..2),
             0..6_u64,
         ).prop_map(|(a, b, c, d, e)| Step::Return(a, b, c, d, e)),
-        1 => (host, network).prop_map(|(a, b)| Step::Unwant(a, b)),
+        1 => (host, network.clone()).prop_map(|(a, b)| Step::Unwant(a, b)),
+        4 => (0..SERVICES, network, proptest::option::of(address()))
+            .prop_map(|(a, b, c)| Step::Serve(a, b, c)),
+        3 => (0..SERVICES).prop_map(Step::Unserve),
     ]
 }
 
-fn want() -> impl Strategy<Value = Want> {
+fn address() -> impl Strategy<Value = IpAddr> {
     let bases = ["10.0.0.0", "10.0.1.0", "fd00::", "fd01::"].map(ip);
-    let address = (0..bases.len(), 0..34_u32).prop_map(move |(base, offset)| {
-        Want::Ip(match bases[base] {
-            IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits() + offset).into(),
-            IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits() + u128::from(offset)).into(),
-        })
-    });
+    (0..bases.len(), 0..34_u32).prop_map(move |(base, offset)| match bases[base] {
+        IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits() + offset).into(),
+        IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits() + u128::from(offset)).into(),
+    })
+}
+
+fn want() -> impl Strategy<Value = Want> {
     prop_oneof![
         3 => (0..9_u32).prop_map(Want::Addresses),
         2 => (0..9_u32).prop_map(Want::Spare),
-        4 => address,
+        4 => address().prop_map(Want::Ip),
         2 => any_mac().prop_map(Want::Mac),
     ]
 }
@@ -95,6 +102,8 @@ struct Naive {
     owner: BTreeMap<u32, (HostId, Version)>,
     spares: BTreeSet<u32>,
     macs: BTreeMap<MacAddr, (HostId, Version)>,
+    /// Services, with their own offsets.
+    services: BTreeMap<usize, u32>,
 }
 
 impl Naive {
@@ -117,12 +126,14 @@ impl Naive {
             owner: BTreeMap::new(),
             spares: BTreeSet::new(),
             macs: BTreeMap::new(),
+            services: BTreeMap::new(),
         }
     }
 
     fn free(&self) -> Vec<u32> {
         let all = self.offsets.iter().copied();
-        all.filter(|offset| !self.owner.contains_key(offset))
+        let vip = |offset: &u32| self.services.values().any(|vip| vip == offset);
+        all.filter(|offset| !self.owner.contains_key(offset) && !vip(offset))
             .collect()
     }
 
@@ -211,7 +222,7 @@ impl Model {
                 let unused = self
                     .networks
                     .get(number)
-                    .is_some_and(|naive| naive.owner.is_empty());
+                    .is_some_and(|naive| naive.owner.is_empty() && naive.services.is_empty());
                 assert_eq!(got.is_ok(), unused);
                 if unused {
                     self.networks.remove(number);
@@ -243,6 +254,33 @@ impl Model {
                 let ok =
                     self.hosts.contains_key(&id(*number)) && self.networks.contains_key(network);
                 assert_eq!(got.is_ok(), ok);
+            }
+            Step::Serve(number, network, ip) => {
+                let mut all = self.networks.values();
+                let exists = all.any(|naive| naive.services.contains_key(number));
+                let naive = self.networks.get_mut(network).filter(|_| !exists);
+                let free = naive.as_ref().map(|naive| naive.free()).unwrap_or_default();
+                let vip = match ip {
+                    None => free.first().copied(),
+                    Some(ip) => {
+                        let naive = naive.as_ref();
+                        let offset = naive.and_then(|naive| naive.network.offset_of(*ip));
+                        offset.filter(|offset| free.contains(offset))
+                    }
+                };
+                let got = match got {
+                    Ok(Reply::Service(service)) => service.vip,
+                    _ => None,
+                };
+                assert_eq!(got, vip);
+                if let (Some(naive), Some(vip)) = (naive, vip) {
+                    naive.services.insert(*number, vip);
+                }
+            }
+            Step::Unserve(number) => {
+                let all = self.networks.values_mut();
+                let gone = all.filter_map(|naive| naive.services.remove(number));
+                assert_eq!(got.is_ok(), gone.count() > 0);
             }
         }
     }
@@ -279,7 +317,8 @@ fn expect_grant(
             let offset = naive.network.offset_of(ip);
             let offset = offset.filter(|offset| naive.offsets.contains(offset));
             let owner = offset.and_then(|offset| naive.owner.get(&offset));
-            let ok = offset.is_some() && owner.is_none_or(|(owner, _)| *owner == host);
+            let vip = naive.services.values().any(|vip| Some(*vip) == offset);
+            let ok = offset.is_some() && !vip && owner.is_none_or(|(owner, _)| *owner == host);
             assert_eq!(got.is_ok(), ok);
             if let Some(offset) = offset.filter(|_| ok) {
                 assert_eq!(granted, [offset]);
@@ -321,6 +360,9 @@ fn compare(facts: &Facts, model: &Model) {
                 facts.is_usable(vni, offset),
                 naive.offsets.contains(&offset)
             );
+            let vip = facts.vip_at(vni, offset).map(|service| &service.name);
+            let its = |(number, vip): (&usize, &u32)| (*vip == offset).then(|| service(*number));
+            assert_eq!(vip, naive.services.iter().find_map(its).as_ref());
         }
         let participants: BTreeSet<_> = naive.owner.values().map(|(host, _)| *host).collect();
         assert_eq!(facts.participants(vni), participants);
@@ -335,6 +377,10 @@ fn compare(facts: &Facts, model: &Model) {
             assert_eq!(facts.claimed_macs(host, vni), macs);
         }
     }
+}
+
+fn service(number: usize) -> String {
+    format!("s{number}")
 }
 
 fn command(step: &Step, vnis: &BTreeMap<usize, Vni>, seen: Version) -> Command {
@@ -371,6 +417,18 @@ fn command(step: &Step, vnis: &BTreeMap<usize, Vni>, seen: Version) -> Command {
         Step::Unwant(number, network) => Command::Unwant {
             host: id(*number),
             vni: vni(network),
+        },
+        Step::Serve(number, network, ip) => Command::ServiceCreate {
+            spec: ServiceSpec {
+                name: service(*number),
+                network: format!("n{network}"),
+                ip: *ip,
+                ..ServiceSpec::default()
+            },
+            from: None,
+        },
+        Step::Unserve(number) => Command::ServiceRemove {
+            name: service(*number),
         },
     }
 }

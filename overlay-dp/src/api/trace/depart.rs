@@ -273,8 +273,8 @@ impl Walk<'_> {
         };
         let Some((first, inner)) = chosen else {
             step.good = false;
-            step.says = "no backend of the service can be had".to_owned();
-            step.advice = Some("'overlay-dp service ls' shows which are healthy".to_owned());
+            step.says = "the service has no task that it could go to".to_owned();
+            step.advice = Some("'overlay-dp service inspect' lists its tasks".to_owned());
             return Ok(());
         };
         let vteps: Vec<VtepInfo> = self.ctx.ask(Request::Vteps).await?;

@@ -84,6 +84,12 @@ pub async fn receiver(ctx: &Ctx, network: &Network, to: &str) -> Result<(IpAddr,
     if to == "gateway" {
         return Ok((network.gateway, None));
     }
+    let service = ctx.cluster.facts(|facts| facts.service(to).cloned());
+    if let Some(offset) = service.filter(|s| s.vni == network.vni).and_then(|s| s.vip)
+        && let Some(ip) = network.address_at(offset).first()
+    {
+        return Ok((*ip, None));
+    }
     let by_name = places().find(|(_, endpoint)| is(endpoint, to));
     let by_service = || places().find(|(_, e)| e.service.as_deref() == Some(to));
     let Some(place) = by_name.or_else(by_service) else {

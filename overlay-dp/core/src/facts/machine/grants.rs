@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::hosts::member;
+use super::services::offset_of;
 use crate::facts::pool::{Pool, Share};
 use crate::facts::{
     Change, Facts, MAX_CLAIMS, MAX_HOST_OFFSETS, MAX_NETWORK_OFFSETS, MAX_PIECES, Range, Ranges,
@@ -123,7 +124,7 @@ impl<'a> Asked<'a> {
         let ranges = self.pool.lowest(self.room()?.min(count.into()));
         if ranges.is_empty() {
             self.want(Want::Addresses(count), changes);
-            return Err(self.exhausted());
+            return Err(exhausted(self.facts, self.pool));
         }
         Ok(ranges)
     }
@@ -138,13 +139,7 @@ impl<'a> Asked<'a> {
     }
 
     fn address(&self, ip: IpAddr, changes: &mut Vec<Change>) -> Result<Range, Refusal> {
-        let network = &self.pool.network;
-        if network.gateways().any(|gateway| gateway == ip) {
-            return Err(Refusal::GatewayWanted(ip));
-        }
-        let offset = network.offset_of(ip);
-        let usable = offset.filter(|offset| self.pool.is_usable(*offset));
-        let offset = usable.ok_or_else(|| Refusal::address(ip, network))?;
+        let offset = offset_of(self.facts, self.pool, ip)?;
         match self.pool.grant_at(offset).map(|grant| grant.host) {
             None => {
                 self.room()?;
@@ -153,7 +148,13 @@ impl<'a> Asked<'a> {
             Some(owner) if owner == self.host => {}
             Some(owner) => {
                 self.want(Want::Ip(ip), changes);
-                return Err(self.taken("address", &ip.to_string(), owner));
+                return Err(taken(
+                    self.facts,
+                    self.pool,
+                    "address",
+                    &ip.to_string(),
+                    owner,
+                ));
             }
         }
         Ok(Range::one(offset))
@@ -167,7 +168,13 @@ impl<'a> Asked<'a> {
         }
         match self.pool.claims.get(&mac).map(|claim| claim.host) {
             Some(owner) if owner != self.host => {
-                return Err(self.taken("MAC address", &mac.to_string(), owner));
+                return Err(taken(
+                    self.facts,
+                    self.pool,
+                    "MAC address",
+                    &mac.to_string(),
+                    owner,
+                ));
             }
             Some(_) => {}
             None => {
@@ -226,26 +233,26 @@ impl<'a> Asked<'a> {
             });
         }
     }
+}
 
-    fn taken(&self, what: &str, value: &str, owner: HostId) -> Refusal {
-        Refusal::Taken {
-            what: what.to_owned(),
-            value: value.to_owned(),
-            network: self.pool.network.name.clone(),
-            host: owner,
-            name: self
-                .facts
-                .host(owner)
-                .map_or_else(String::new, |host| host.name.clone()),
-        }
+/// Another host has what somebody asks for.
+pub(super) fn taken(facts: &Facts, pool: &Pool, what: &str, value: &str, owner: HostId) -> Refusal {
+    let name = facts.host(owner).map(|host| host.name.clone());
+    Refusal::Taken {
+        what: what.to_owned(),
+        value: value.to_owned(),
+        network: pool.network.name.clone(),
+        host: owner,
+        name: name.unwrap_or_default(),
     }
+}
 
-    fn exhausted(&self) -> Refusal {
-        Refusal::Exhausted {
-            network: self.pool.network.name.clone(),
-            size: self.pool.size(),
-            holders: holders(self.facts, self.pool),
-        }
+/// Nothing is left.
+pub(super) fn exhausted(facts: &Facts, pool: &Pool) -> Refusal {
+    Refusal::Exhausted {
+        network: pool.network.name.clone(),
+        size: pool.size(),
+        holders: holders(facts, pool),
     }
 }
 
@@ -266,6 +273,10 @@ pub(super) fn holders(facts: &Facts, pool: &Pool) -> String {
     let mut text = some.join(", ");
     if let more @ 1.. = holders.len().saturating_sub(5) {
         text += &format!(" and others by {more} more hosts");
+    }
+    if let vips @ 1.. = pool.vips().len() {
+        let separator = if text.is_empty() { "" } else { ", " };
+        text += &format!("{separator}{vips} by services");
     }
     text
 }

@@ -243,8 +243,8 @@ impl StateMachine {
                 };
                 token.clone_from(secret);
             }
-            Command::ServiceCreate { spec } => {
-                return services::create(facts, spec, changes).map(Reply::Service);
+            Command::ServiceCreate { spec, from } => {
+                return services::create(facts, spec, *from, changes).map(Reply::Service);
             }
             Command::ServiceRemove { name } => services::remove(facts, name, changes)?,
         }
