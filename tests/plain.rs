@@ -2,18 +2,23 @@
 //!
 //! ```text
 //!   run … -- CMD ─ host1 eth0 172.31.1.5/24 ── router ── 192.168.1.5/24 eth0 host2 ─ c2
+//!                                                │
+//!                                      203.0.113.9 outside
 //! ```
 
 #[path = "plain/unit.rs"]
 mod unit;
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use overlay_lab::{Background, Done, Host, LabSpec, Overlay, test, wait_until};
+use overlay_lab::{
+    Background, Done, Host, LabSpec, Outside, Overlay, Teller, Told, ask_udp, test, wait_until,
+};
 use rustix::process::Signal;
 
 const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
@@ -128,6 +133,59 @@ fn nothing_is_left_of_one_whose_runner_was_killed() {
         }
         let again = done(run(host, "--name web", "true"))?;
         again.ok()?;
+        Ok(overlay)
+    });
+}
+
+#[test]
+fn a_command_publishes_its_ports() {
+    test(BIN, LabSpec::default(), |lab| {
+        let outside = Outside::connect(lab)?;
+        let overlay = Overlay::start(lab, "")?;
+        let host = lab.host(1);
+        let published = SocketAddr::from((host.ip, 8080));
+        let free = || {
+            host.ns
+                .within(|| Ok(TcpListener::bind(("0.0.0.0", 8080)).is_ok()))
+        };
+        let pid_file = lab.dir().join("pid");
+        let script = format!("echo $$ > {}; exec sleep 1000", pid_file.display());
+        let start = |options: &str| -> Result<(Background, u32)> {
+            fs::write(&pid_file, "")?;
+            let running = Background::start(run(host, options, &script))?;
+            let mut pid = String::new();
+            wait_until("the command runs", SOON, || {
+                pid = fs::read_to_string(&pid_file).unwrap_or_default();
+                pid.ends_with('\n')
+            })?;
+            Ok((running, pid.trim().parse()?))
+        };
+        let options = "--name web --publish 8080:80 --publish 8080:80/udp";
+        let (mut running, pid) = start(options)?;
+        Teller::serve(&lab.adopt("web", pid)?, 80, "web")?;
+        let told = Told::connect(&outside.ns, published)?;
+        ensure!(
+            (told.server.as_str(), told.client) == ("web", outside.ip),
+            "{told:?}"
+        );
+        let (_, client) = ask_udp(&outside.ns, published)?;
+        ensure!(client == outside.ip, "{client}");
+        ensure!(!free()?, "nobody holds the port");
+        let again = "run --network uber-net --name tmp --publish 8080:81 -- true";
+        host.overlay_fails(again, &["8080/tcp", "'web'"])?;
+        gone(host, "tmp")?;
+        // However it ends, the port is free again.
+        running.signal(Signal::TERM);
+        running.finish(LONG)?;
+        gone(host, "web")?;
+        ensure!(Told::connect(&outside.ns, published).is_err());
+        ensure!(free()?, "the port is held");
+        let (mut running, _) = start(options)?;
+        ensure!(!free()?, "nobody holds the port");
+        running.signal(Signal::KILL);
+        running.finish(LONG)?;
+        wait_until("the port is free", SOON, || free().is_ok_and(|is| is))?;
+        gone(host, "web")?;
         Ok(overlay)
     });
 }
