@@ -1,10 +1,11 @@
 //! Two hosts, each with an agent and a real daemon.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use overlay_lab::{AgentProc, Dockerd, Lab, LabSpec, join_args, test, wait_until};
+use overlay_lab::{AgentProc, Dockerd, Host, Lab, LabSpec, join_args, test, wait_until};
 
 use super::BIN;
 
@@ -33,9 +34,24 @@ impl Bed {
         for docker in &mut dockers {
             docker.wait()?;
             docker.load_image(&["ping", "traceroute"])?;
+            hostile(docker.host())?;
         }
         Ok(Bed { dockers, agents })
     }
+}
+
+/// As the hosts of users have it who have Docker: what is forwarded is dropped, and what passes
+/// bridges is shown to iptables.
+fn hostile(host: &Host) -> Result<()> {
+    host.ns.run("iptables -P FORWARD DROP")?;
+    host.ns.run("ip6tables -P FORWARD DROP")?;
+    let bridge = "net.bridge.bridge-nf-call-iptables";
+    if Path::new("/proc/sys/net/bridge").exists() {
+        host.ns.run(&format!("sysctl -qw {bridge}=1"))?;
+    } else {
+        eprintln!("this kernel has no {bridge}: no bridge's packets can be dropped");
+    }
+    Ok(())
 }
 
 pub fn args(lab: &Lab, number: usize) -> String {

@@ -56,6 +56,8 @@ fn walk_through(lab: &Lab, bed: &mut Bed) -> Result<()> {
     let unknown = one.docker_any("exec test.1 ping -c 1 -W 1 no.such.name.example")?;
     ensure!(!unknown.status.success(), "{unknown:?}");
 
+    a_resolver_past_us(bed)?;
+    let [one, two] = &bed.dockers;
     other_networks(one, two)?;
 
     // A name changes.
@@ -73,19 +75,26 @@ fn walk_through(lab: &Lab, bed: &mut Bed) -> Result<()> {
         "test.3",
         "--network uber-net --mac-address 02:00:00:00:00:33",
     )?;
-    pings(two, "test.2", "test.3")?;
+    all_by_name(one, two)?;
     let links = one.docker("exec test.3 /busybox ip addr")?;
     ensure!(links.contains("02:00:00:00:00:33"), "{links}");
 
     a_stopped_agent(lab, &mut bed.agents, [one, two])?;
 
-    // The daemon's restart.
+    all_by_name(one, two)?;
+
+    // The daemon's restart, on either host.
     two.stop();
     *two = Dockerd::start(lab, 2)?;
     two.wait()?;
     two.docker("start test.2")?;
-    pings(two, "test.2", "test.1")?;
+    all_by_name(one, two)?;
     pings(one, "test.3", &ip(two, "test.2", "uber-net")?.to_string())?;
+    one.stop();
+    *one = Dockerd::start(lab, 1)?;
+    one.wait()?;
+    one.docker("start test.1 test.3")?;
+    all_by_name(one, two)?;
 
     everywhere(lab, one, two)?;
 
@@ -103,8 +112,47 @@ fn walk_through(lab: &Lab, bed: &mut Bed) -> Result<()> {
             !links.contains("ovc-") && !links.contains("ovp-"),
             "{links}"
         );
+        wait_until("the host's own port goes, too", SOON, || {
+            let gone = |command: &str| {
+                let text = host.ns.run(command);
+                text.is_ok_and(|text| !text.contains("ovr-") && !text.contains("overlay-dp"))
+            };
+            gone("ip -br link") && gone("nft list tables") && gone("iptables -S FORWARD")
+        })?;
     }
     Ok(())
+}
+
+/// Each finds each, by name and alias, from wherever.
+fn all_by_name(one: &Dockerd, two: &Dockerd) -> Result<()> {
+    for name in ["test.1", "first", "test.3", "test.3.uber-net"] {
+        pings(two, "test.2", name)?;
+    }
+    for from in ["test.1", "test.3"] {
+        for name in ["test.2", "tasks.web"] {
+            pings(one, from, name)?;
+        }
+    }
+    pings(one, "test.3", "first")
+}
+
+/// Docker asks the loopback's resolver on the host, which does not know containers: that is said,
+/// once there is a container that was given no other.
+fn a_resolver_past_us(bed: &Bed) -> Result<()> {
+    let [one, two] = &bed.dockers;
+    let says = |number: usize| {
+        let log = std::fs::read_to_string(bed.agents[number - 1].log_path());
+        log.is_ok_and(|log| log.contains("Docker asks 127.0.0.1"))
+    };
+    ensure!(!says(2), "test.2 was given another one");
+    two.run("deaf", "--network uber-net")?;
+    wait_until("that it asks elsewhere is said", SOON, || says(2))?;
+    let unknown = two.docker_any("exec deaf ping -c 1 -W 1 test.1")?;
+    ensure!(!unknown.status.success(), "it knows, and was said not to");
+    pings(one, "test.1", "deaf")?;
+    pings(two, "deaf", &ip(one, "test.1", "uber-net")?.to_string())?;
+    ensure!(!says(1), "the other host's resolver is asked by us");
+    two.docker("rm -f deaf").map(drop)
 }
 
 /// A second network beside the first one, without a way out.
@@ -145,7 +193,10 @@ fn everywhere(lab: &Lab, one: &Dockerd, two: &Dockerd) -> Result<()> {
     ))?;
     lab.host(2)
         .overlay("network create red --subnet 10.88.0.0/24")?;
-    lab.host(2).overlay("docker create red --everywhere")?;
+    // Who makes it where Docker asks past us is told so.
+    let made = lab.host(2).overlay_any("docker create red --everywhere")?;
+    ensure!(made.stderr.contains("Docker asks 127.0.0.1"), "{made:?}");
+    made.ok()?;
     wait_until("both have both", SOON, || {
         has(two, "green") && has(one, "red")
     })?;

@@ -1,15 +1,14 @@
 //! Ways out of networks, and in: what Docker's containers reach, and what `-p` publishes.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_lab::{Dockerd, Host, Lab, Ns, Outside, Teller, Told, ask_udp, ping, wait_until};
 
 use super::bed::{Bed, DRIVERS, SOON, args, pings, with_dockers};
 
-/// The routers of the hosts know no other one.
-const NO_RESOLVERS: [&str; 2] = ["172.31.1.1", "192.168.1.1"];
+/// Nobody answers there.
+const RESOLVERS: [&str; 2] = ["172.31.1.1", "192.168.1.1"];
 
 fn create(docker: &Dockerd, name: &str, options: &str) -> Result<()> {
     let network = format!("-o overlay-dp.network={name} {name}");
@@ -64,28 +63,13 @@ fn refused(docker: &Dockerd, options: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// As the hosts of users have it who have Docker: what is forwarded is dropped, and what passes
-/// bridges is shown to iptables.
-fn hostile(host: &Host) -> Result<()> {
-    host.ns.run("iptables -P FORWARD DROP")?;
-    host.ns.run("ip6tables -P FORWARD DROP")?;
-    let bridge = "net.bridge.bridge-nf-call-iptables";
-    if Path::new("/proc/sys/net/bridge").exists() {
-        host.ns.run(&format!("sysctl -qw {bridge}=1"))?;
-    } else {
-        eprintln!("this kernel has no {bridge}: no bridge's packets can be dropped");
-    }
-    Ok(())
-}
-
 #[test]
 fn published_ports_and_ways_out() {
-    with_dockers(NO_RESOLVERS, |lab, bed| {
+    with_dockers(RESOLVERS, |lab, bed| {
         let outside = Outside::connect(lab)?;
         Teller::serve(&outside.ns, 7000, "outside")?;
         let [one, two] = &bed.dockers;
         let (host1, host2) = (lab.host(1), lab.host(2));
-        lab.hosts().iter().try_for_each(hostile)?;
         for docker in [one, two] {
             create(docker, "uber-net", "")?;
         }
@@ -97,6 +81,9 @@ fn published_ports_and_ways_out() {
         two.run("shop", "--network uber-net -p 8080:80 -p 8080:80/udp")?;
         let web = serve(lab, one, "web", "web")?;
         let shop = serve(lab, two, "shop", "shop")?;
+
+        pings(two, "shop", "web")?;
+        pings(one, "web", "shop")?;
 
         // Out: what the world sees is the host, from the first container on.
         for (ns, host) in [(&web, host1), (&shop, host2)] {
@@ -200,7 +187,7 @@ fn restarts(lab: &Lab, bed: &mut Bed, outside: &Outside) -> Result<()> {
 
 #[test]
 fn internal_networks_are_internal_on_every_host() {
-    with_dockers(NO_RESOLVERS, |lab, bed| {
+    with_dockers(RESOLVERS, |lab, bed| {
         let outside = Outside::connect(lab)?;
         let [one, two] = &bed.dockers;
         let (host1, host2) = (lab.host(1), lab.host(2));
@@ -213,6 +200,8 @@ fn internal_networks_are_internal_on_every_host() {
         two.run("in.2", "--network dark --cap-add NET_ADMIN")?;
         pings(one, "in.1", "in.2")?;
         pings(two, "in.2", "in.1")?;
+        two.run("in.3", "--network dark --dns 192.0.2.53")?;
+        pings(two, "in.3", "in.1")?;
         for (docker, name) in [(one, "in.1"), (two, "in.2")] {
             let routes = docker.docker(&format!("exec {name} /busybox ip route"))?;
             ensure!(!routes.contains("default"), "{name}: {routes}");
@@ -252,7 +241,7 @@ fn internal_networks_are_internal_on_every_host() {
             "{made:?}"
         );
         one.docker("rm -f in.1")?;
-        two.docker("rm -f in.2")?;
+        two.docker("rm -f in.2 in.3")?;
         for docker in [one, two] {
             docker.docker("network rm dark night")?;
         }
@@ -262,12 +251,11 @@ fn internal_networks_are_internal_on_every_host() {
 
 #[test]
 fn ipv6_leads_out_and_in_too() {
-    with_dockers(NO_RESOLVERS, |lab, bed| {
+    with_dockers(RESOLVERS, |lab, bed| {
         let outside = Outside::connect(lab)?;
         outside.with_ipv6(lab)?;
         Teller::serve(&outside.ns, 7000, "outside")?;
         let [one, two] = &bed.dockers;
-        lab.hosts().iter().try_for_each(hostile)?;
         let subnets = "--ipv6 --subnet 10.66.0.0/24 --subnet fd66::/64";
         for docker in [one, two] {
             create(docker, "dual", subnets)?;

@@ -153,14 +153,13 @@ impl Agent {
                 cluster: cluster.clone(),
                 addresses,
                 agent: sender,
-                docker: options
-                    .plugin
-                    .is_some()
-                    .then(|| Arc::new(docker::Client::new(options.daemon.clone()))),
+                docker: options.plugin.is_some().then(|| {
+                    let resolv_conf = agent.options.resolv_conf.clone();
+                    Arc::new(docker::Client::new(options.daemon.clone(), resolv_conf))
+                }),
             };
             if let Some((socket, client)) = options.plugin.clone().zip(ctx.docker.clone()) {
-                let resolv_conf = &agent.options.resolv_conf;
-                let docker = docker::start(&socket, client, resolv_conf, ctx.clone(), book)?;
+                let docker = docker::start(&socket, client, ctx.clone(), book)?;
                 agent.docker = Some(docker);
             }
             let api = server::start(&agent.options.instance, ctx, web).await?;

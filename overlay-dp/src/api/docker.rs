@@ -32,6 +32,9 @@ pub struct DockerNetwork {
     pub id: String,
     /// Its subnets.
     pub subnets: Vec<IpNetwork>,
+    /// What its containers will miss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 pub(super) fn router() -> Router<Ctx> {

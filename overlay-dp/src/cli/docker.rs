@@ -46,6 +46,9 @@ pub(super) async fn run(instance: &Instance, json: bool, command: DockerCommand)
         let path = "/v1/docker/networks";
         made.push(call(instance, Method::POST, path, Some(&ask)).await?);
     }
+    if let Some(warning) = made.iter().find_map(|network| network.warning.as_ref()) {
+        eprintln!("warning: {warning}");
+    }
     print(json, &made, || {
         let line = |network: &DockerNetwork| {
             let subnets: Vec<String> = network.subnets.iter().map(ToString::to_string).collect();

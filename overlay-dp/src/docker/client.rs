@@ -1,7 +1,7 @@
 //! Asking Docker's daemon.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::resolvers;
+
 /// Docker answers about a container when it has started: so long that may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The most that an answer may have.
@@ -24,6 +26,8 @@ const VERSION: &str = "/v1.40";
 /// Docker's daemon.
 pub struct Client {
     socket: PathBuf,
+    /// The host's resolvers are named there.
+    resolv_conf: PathBuf,
 }
 
 /// A network, as `docker network inspect` has it.
@@ -49,6 +53,7 @@ pub struct Attached {
 pub struct Container {
     pub name: String,
     pub config: Config,
+    pub host_config: HostConfig,
     pub state: State,
     pub network_settings: NetworkSettings,
 }
@@ -58,6 +63,14 @@ pub struct Container {
 #[serde(rename_all = "PascalCase", default)]
 pub struct Config {
     pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// What its host does for it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HostConfig {
+    /// `--dns`
+    pub dns: Option<Vec<String>>,
 }
 
 /// What it does.
@@ -85,9 +98,21 @@ pub struct InNetwork {
 }
 
 impl Client {
-    /// The one on that socket, whether or not it runs.
-    pub fn new(socket: PathBuf) -> Client {
-        Client { socket }
+    /// The one on that socket, whether or not it runs, on a host with that resolv.conf.
+    pub fn new(socket: PathBuf, resolv_conf: PathBuf) -> Client {
+        Client {
+            socket,
+            resolv_conf,
+        }
+    }
+
+    pub(super) fn resolv_conf(&self) -> &Path {
+        &self.resolv_conf
+    }
+
+    /// Why its containers don't know the names of other hosts', unless each is given a resolver.
+    pub fn resolver_problem(&self) -> Option<String> {
+        resolvers::problem(&self.resolv_conf)
     }
 
     /// `None` when there is no such network.

@@ -26,6 +26,7 @@ pub(crate) async fn create(
         name: network.name.clone(),
         id,
         subnets: network.subnets().map(|family| family.subnet).collect(),
+        warning: client.resolver_problem(),
     })
 }
 

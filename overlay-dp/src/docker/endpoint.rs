@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 use overlay_core::model::{Endpoint, MacAddr, Network};
 
-use super::Plugin;
 use super::book::{DockerEndpoint, Held};
 use super::network::short;
 use super::wire::{Interface, InterfaceName, Joined, OfEndpoint, StaticRoute};
+use super::{Plugin, resolvers};
 use crate::agent::{DockerJoin, Request};
 
 impl Plugin {
@@ -191,7 +191,7 @@ impl Plugin {
             return Vec::new();
         };
         let inside = |ip: &IpAddr| network.subnet.contains(*ip);
-        self.resolvers()
+        resolvers::asked_inside(self.client.resolv_conf())
             .into_iter()
             .filter(|ip| ip.is_ipv4() && !inside(ip))
             .map(|ip| StaticRoute {

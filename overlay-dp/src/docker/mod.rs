@@ -15,10 +15,10 @@ mod ipam;
 mod names;
 mod network;
 mod publish;
+mod resolvers;
 mod server;
 mod wire;
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,11 +44,6 @@ const VNI_OPTION: &str = "overlay-dp.vni";
 
 /// How long answers that are under way may take when the agent stops.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
-/// Where Docker sends questions when its host has no resolver but itself.
-const DOCKERS_OWN: [IpAddr; 2] = [
-    IpAddr::V4(std::net::Ipv4Addr::new(8, 8, 8, 8)),
-    IpAddr::V4(std::net::Ipv4Addr::new(8, 8, 4, 4)),
-];
 
 /// What `attach` was told about Docker.
 #[derive(Clone, Debug)]
@@ -68,8 +63,6 @@ struct Plugin {
     client: Arc<Client>,
     /// Names are to be asked for, or networks to be told of.
     news: Notify,
-    /// The host's resolvers are named there.
-    resolv_conf: PathBuf,
 }
 
 /// The running plugin.
@@ -84,13 +77,7 @@ pub struct Docker {
 ///
 /// # Errors
 /// When the socket can't be made.
-pub(crate) fn start(
-    socket: &Path,
-    client: Arc<Client>,
-    resolv_conf: &Path,
-    ctx: Ctx,
-    store: Store,
-) -> Result<Docker> {
+pub(crate) fn start(socket: &Path, client: Arc<Client>, ctx: Ctx, store: Store) -> Result<Docker> {
     store.change(|book| {
         book.socket = Some(socket.to_owned());
         Ok(())
@@ -102,7 +89,6 @@ pub(crate) fn start(
         wish: Mutex::new(None),
         client,
         news: Notify::new(),
-        resolv_conf: resolv_conf.to_owned(),
     });
     let tasks = [
         tokio::spawn(names::run(Arc::clone(&plugin))),
@@ -166,20 +152,5 @@ impl Plugin {
     /// An endpoint has come whose container is not known.
     fn names_wanted(&self) {
         self.news.notify_one();
-    }
-
-    /// Where Docker's resolver asks on.
-    fn resolvers(&self) -> Vec<IpAddr> {
-        let text = std::fs::read_to_string(&self.resolv_conf).unwrap_or_default();
-        let servers = text.lines().filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let server = words.next().filter(|word| *word == "nameserver");
-            server.and(words.next())?.parse::<IpAddr>().ok()
-        });
-        let mut all: Vec<IpAddr> = servers.filter(|ip| !ip.is_loopback()).collect();
-        if all.is_empty() {
-            all.extend(DOCKERS_OWN);
-        }
-        all
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct Watch {
     old: HashSet<String>,
     /// Names that are taken, which was said.
     taken: HashSet<String>,
+    /// That Docker does not ask us was said.
+    unasked: bool,
     /// Endpoints whose ports somebody else has, which was said.
     pub(super) unpublished: HashSet<String>,
 }
@@ -273,6 +275,11 @@ impl Plugin {
             vni,
             container: container.to_owned(),
             endpoint: endpoint.clone(),
+            has_resolvers: found
+                .host_config
+                .dns
+                .as_ref()
+                .is_some_and(|all| !all.is_empty()),
             name: DockerName {
                 id: id.to_owned(),
                 name,
@@ -289,8 +296,16 @@ impl Plugin {
             vni,
             container,
             endpoint,
+            has_resolvers,
             mut name,
         } = known;
+        if !has_resolvers
+            && !watch.unasked
+            && let Some(problem) = self.client.resolver_problem()
+        {
+            watch.unasked = true;
+            tracing::warn!(container = %name.name, "{problem}");
+        }
         let id = name.id.clone();
         if let Some(pid) = name.pid
             && watch.old.remove(&id)
@@ -358,6 +373,8 @@ struct Known {
     vni: Vni,
     container: String,
     endpoint: DockerEndpoint,
+    /// By `--dns`.
+    has_resolvers: bool,
     name: DockerName,
 }
 
