@@ -6,6 +6,8 @@
 //!                                      203.0.113.9 outside
 //! ```
 
+#[path = "plain/privileges.rs"]
+mod privileges;
 #[path = "plain/unit.rs"]
 mod unit;
 

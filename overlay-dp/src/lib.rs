@@ -13,3 +13,4 @@ pub mod cli;
 pub mod docker;
 pub mod instance;
 pub mod plugins;
+pub mod privileges;

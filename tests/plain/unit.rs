@@ -72,7 +72,7 @@ fn the_agent_needs_no_more_than_the_unit_leaves_it() {
                 lab.host(1),
                 lab.c(1),
                 "test.1",
-                "--network uber-net --resolv-conf",
+                "--network uber-net --resolv-conf --publish 80:80",
             )?;
             let mut process = lab.c(2).start("sleep 1000")?;
             wait_until("it runs", SOON, || {
@@ -140,6 +140,17 @@ fn the_agent_needs_each_of_them() {
         let by_pid = format!("container add a --network uber-net --pid {}", process.pid());
         host.overlay_fails(&by_pid, &["permi"])?;
         process.signal(Signal::KILL);
+        host.overlay("detach --force")?;
+        agent.finish(SOON)?.ok()?;
+
+        let without = privileges(Some("CAP_NET_BIND_SERVICE"))?;
+        let agent = start(host, &without, "")?;
+        host.overlay("network create uber-net")?;
+        let web = format!(
+            "container add a --network uber-net --netns {}",
+            lab.c(1).name()
+        );
+        host.overlay_fails(&format!("{web} --publish 80:80"), &["80", "ermi"])?;
         Ok(agent)
     });
 }

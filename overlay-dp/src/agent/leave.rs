@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
@@ -62,9 +62,14 @@ fn lock_instance(instance: &Instance) -> Result<OwnedFd> {
     let mut builder = fs::DirBuilder::new();
     builder
         .recursive(true)
-        .mode(0o700)
+        .mode(0o711)
         .create(&dir)
         .with_context(|| format!("can't make {}", dir.display()))?;
+    // Every file in there says for itself who may open it. Earlier agents let only root look.
+    for dir in dir.ancestors().take(2) {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o711))
+            .with_context(|| format!("can't let others pass through {}", dir.display()))?;
+    }
     let path = instance.lock_file();
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = open(&path, flags, Mode::from_raw_mode(0o600))

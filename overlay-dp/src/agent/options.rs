@@ -67,4 +67,6 @@ pub struct Options {
     pub on_exit: OnExit,
     /// Docker's plugin.
     pub docker: crate::docker::Options,
+    /// The group that may use the API, besides root.
+    pub group: Option<u32>,
 }

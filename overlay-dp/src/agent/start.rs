@@ -162,7 +162,7 @@ impl Agent {
                 let docker = docker::start(&socket, client, ctx.clone(), book)?;
                 agent.docker = Some(docker);
             }
-            let api = server::start(&agent.options.instance, ctx, web).await?;
+            let api = server::start(&agent.options.instance, agent.options.group, ctx, web).await?;
             agent.steps.done("contact");
             anyhow::Ok((agent, api, requests))
         };

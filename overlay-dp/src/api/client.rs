@@ -48,7 +48,7 @@ pub async fn fetch<B: Serialize>(
     let socket = instance.socket();
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         if error.kind() == std::io::ErrorKind::PermissionDenied {
-            anyhow!("no permission to talk to the agent on {}: run as root", socket.display())
+            anyhow!("no permission to talk to the agent on {}: run as root, or as a member of the group of 'attach --group'", socket.display())
         } else {
             anyhow!(
                 "no agent runs here (instance '{}'): start one with 'overlay-dp attach --iface <uplink>'",

@@ -57,17 +57,27 @@ impl Api {
     }
 }
 
-/// Serves on the instance's socket, which only root may open, and where `web` listens.
+/// Serves on the instance's socket, which only root and `group` may open, and where `web` listens.
 ///
 /// # Errors
 /// When the socket can't be made.
-pub(crate) async fn start(instance: &Instance, ctx: Ctx, web: Option<Web>) -> Result<Api> {
+pub(crate) async fn start(
+    instance: &Instance,
+    group: Option<u32>,
+    ctx: Ctx,
+    web: Option<Web>,
+) -> Result<Api> {
     let path = instance.socket();
     // The lock says that no other agent serves there: it is a dead one's.
     let _ = fs::remove_file(&path);
     let listener =
         UnixListener::bind(&path).with_context(|| format!("can't serve on {}", path.display()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    if let Some(group) = group {
+        let given = std::os::unix::fs::chown(&path, None, Some(group));
+        given.with_context(|| format!("can't give {} to group {group}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
+    }
     let asks = ctx.cluster.peer_asks();
     let mut beside = vec![tokio::spawn(super::peers::serve(ctx.clone(), asks))];
     beside.extend(web.map(|web| tokio::spawn(web.serve(ctx.clone()))));

@@ -154,6 +154,10 @@ pub struct AttachArgs {
     /// What becomes of containers and data path when the agent is told to stop
     #[arg(long, value_enum, default_value_t)]
     pub on_exit: OnExit,
+    /// Members of this group may use the other commands; that makes them as mighty as root is
+    /// [default: overlay-dp, if there is such a group]
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
     /// The file that names the host's resolvers: what containers ask that is none of our names, is
     /// asked there
     #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]

@@ -26,6 +26,7 @@ use crate::api::{
     Netns, NetworkCreate, NetworkDetail, NetworkInfo, Status, VtepInfo,
 };
 use crate::instance::Instance;
+use crate::privileges;
 use args::{
     AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand, VtepCommand,
 };
@@ -51,6 +52,14 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<ExitCode> {
     let instance = Instance::new(&cli.instance).context("--instance")?;
+    let group = match &cli.command {
+        Command::Attach(args) => {
+            let group = privileges::group(args.group.as_deref()).context("--group")?;
+            privileges::reduce(group)?;
+            group
+        }
+        _ => None,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -58,7 +67,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     runtime.block_on(async {
         match cli.command {
             Command::Run(args) => return run::run(&instance, *args).await,
-            Command::Attach(args) => attach(instance, *args).await?,
+            Command::Attach(args) => attach(instance, *args, group).await?,
             Command::Completion(args) => docs::completion(&args)?,
             Command::Man(args) => docs::man(&args)?,
             command => ask(&instance, cli.json, command).await?,
@@ -67,7 +76,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     })
 }
 
-async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
+async fn attach(instance: Instance, args: AttachArgs, group: Option<u32>) -> Result<()> {
     log_to_stderr(args.bpf_log);
     let token = args
         .token
@@ -96,6 +105,7 @@ async fn attach(instance: Instance, args: AttachArgs) -> Result<()> {
         bpf_log: args.bpf_log,
         on_exit: args.on_exit,
         docker,
+        group,
     })
     .await
 }

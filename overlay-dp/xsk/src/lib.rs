@@ -54,6 +54,7 @@ use umem::Frames;
 pub use config::{BindMode, XskConfig};
 pub use error::XskError;
 pub use rx::Rx;
+pub use sys::raise_memlock;
 pub use tx::{Tx, TxFrame};
 
 /// A queue is freed by a kernel worker some time after its last socket was closed, so that an agent

@@ -206,8 +206,8 @@ pub(crate) fn kick_rx(fd: BorrowedFd<'_>) {
     unsafe { libc::poll(&raw mut poll, 1, 0) };
 }
 
-/// Raises RLIMIT_MEMLOCK as far as this process may.
-pub(crate) fn raise_memlock() {
+/// Raises RLIMIT_MEMLOCK as far as this process may. Returns whether nothing is limited now.
+pub fn raise_memlock() -> bool {
     let unlimited = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,
@@ -221,6 +221,7 @@ pub(crate) fn raise_memlock() {
             ..limit
         });
     }
+    memlock_limit() == libc::RLIM_INFINITY
 }
 
 /// The limit for locked memory, in bytes.
