@@ -74,7 +74,7 @@ fn what_can_not_be_done_has_its_code() {
         (json!({ "network": "a b" }), error::CONFIG),
         (json!({ "name": "" }), error::CONFIG),
         (json!({ "subnet": "x" }), error::DECODE),
-        (json!({ "runtimeConfig": [] }), error::DECODE),
+        (json!({ "runtimeConfig": "x" }), error::DECODE),
     ] {
         assert_eq!(config(extra.clone()).unwrap_err().code, code, "{extra}");
     }
