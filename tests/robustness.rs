@@ -203,7 +203,11 @@ fn another_uplink() {
         let mut overlay = Overlay::start(lab, "--datapath tcx")?;
         let host = lab.host(1);
         overlay.agents.remove(0).kill();
-        let links = Path::new(DIRS[0]).join(&host.instance).join("v1/links");
+        let pins = Path::new(DIRS[0]).join(&host.instance);
+        // Below a directory for the version of the maps' layout.
+        let layouts = std::fs::read_dir(&pins)?.collect::<std::io::Result<Vec<_>>>()?;
+        ensure!(layouts.len() == 1, "{layouts:?}");
+        let links = layouts[0].path().join("links");
         let on_uplink = |name: &str| -> Result<usize> {
             let shown = host.ns.run(&format!("ip -o link show {name}"))?;
             let index = shown.split(':').next().context("no index")?;
