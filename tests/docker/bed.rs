@@ -61,11 +61,12 @@ pub fn args(lab: &Lab, number: usize) -> String {
 }
 
 pub fn pings(docker: &Dockerd, from: &str, to: &str) -> Result<()> {
+    let mut last = String::new();
     wait_until(&format!("{from} pings {to}"), SOON, || {
-        docker
-            .docker(&format!("exec {from} ping -c 1 -W 1 {to}"))
-            .is_ok()
-    })?;
+        let done = docker.docker(&format!("exec {from} ping -c 1 -W 1 {to}"));
+        done.map_err(|error| last = format!("{error:#}")).is_ok()
+    })
+    .with_context(|| last)?;
     let text = docker.docker(&format!("exec {from} ping -c 3 -i 0.1 -W 1 {to}"))?;
     ensure!(text.contains(" 0% packet loss"), "{text}");
     Ok(())

@@ -84,7 +84,12 @@ pub const LAB: [Package; 22] = [
     package("podman", "podman", "containers by CNI and netavark"),
     package("runc", "runc", "runs podman's and Docker's containers"),
     package("conmon", "conmon", "watches podman's containers"),
-    package("busybox-static", "busybox", "what is in containers"),
+    // A busybox that is linked with libraries would not run in there.
+    package(
+        "busybox-static",
+        "/usr/share/doc/busybox-static/copyright",
+        "what is in containers",
+    ),
     package("docker.io", "dockerd", "containers of Docker's"),
     package("containerd", "containerd", "watches Docker's containers"),
     package("util-linux", "setpriv", "runs the agent as systemd does"),

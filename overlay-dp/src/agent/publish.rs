@@ -50,6 +50,13 @@ impl Held {
                 ),
                 Err(Errno::ADDRNOTAVAIL) if publish.host_ip.is_none() => {}
                 Err(Errno::ADDRNOTAVAIL) => bail!("{} is no address of this host", address.ip()),
+                Err(Errno::ACCESS) => bail!(
+                    "the agent may not take port {}: it lacks CAP_NET_BIND_SERVICE",
+                    publish.host_port
+                ),
+                Err(Errno::MFILE) => {
+                    bail!("the agent has too many ports and files open: raise its LimitNOFILE")
+                }
                 Err(error) => bail!("can't take port {address}: {error}"),
             }
         }
