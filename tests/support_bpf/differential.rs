@@ -115,6 +115,14 @@ fn damage() -> impl Strategy<Value = Damage> {
         })
 }
 
+/// How many frames for each hook: `OVERLAY_DP_FRAMES=1000000` for a long run.
+fn cases() -> u32 {
+    let asked = std::env::var("OVERLAY_DP_FRAMES").ok();
+    asked.map_or(4000, |number| {
+        number.parse().expect("OVERLAY_DP_FRAMES is a number")
+    })
+}
+
 /// Every program says and does what the native verdict function, carried out by the model, does.
 #[test]
 fn programs_and_native_verdicts_agree() {
@@ -142,7 +150,7 @@ fn agree(family: Family) {
         let object = RefCell::new(&mut object);
         let seen = RefCell::new(HashMap::<String, u32>::new());
         let mut runner = TestRunner::new(Config {
-            cases: 4000,
+            cases: cases(),
             failure_persistence: None,
             ..Config::default()
         });

@@ -4,6 +4,7 @@ pub mod checks;
 mod differential;
 mod echo;
 pub mod frames;
+mod full_maps;
 mod model;
 pub mod object;
 mod over_ipv6;

@@ -92,6 +92,11 @@ impl Object {
 
     /// The same with the programs' log lines up to `level` (5 is all).
     pub fn load_logging(tables: &Memory, level: u8) -> Option<Object> {
+        Object::load_with(tables, level, &[])
+    }
+
+    /// The same with other sizes of some maps.
+    pub fn load_with(tables: &Memory, level: u8, sizes: &[(&str, u32)]) -> Option<Object> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/overlay-ebpf.o");
         let missing = if !rustix::process::geteuid().is_root() {
             Some("not root".to_owned())
@@ -117,10 +122,15 @@ impl Object {
         ));
         fs::create_dir(&pins).unwrap();
         let pins = Pins(pins);
-        let mut bpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for (name, size) in [(names::FDB, 1024), (names::NEIGHBOURS, 1024)]
+            .iter()
+            .chain(sizes)
+        {
+            loader.map_max_entries(name, *size);
+        }
+        let mut bpf = loader
             .default_map_pin_directory(&pins.0)
-            .map_max_entries(names::FDB, 1024)
-            .map_max_entries(names::NEIGHBOURS, 1024)
             .override_global("AYA_LOG_LEVEL", &level, true)
             .load(&fs::read(&path).unwrap())
             .unwrap();
@@ -169,6 +179,12 @@ impl Object {
         for (key, value) in entries {
             map.insert(key, value, 0).unwrap();
         }
+    }
+
+    /// All keys in a map.
+    pub fn keys<K: Pod, V: Pod>(&mut self, name: &str) -> Vec<K> {
+        let map: HashMap<&mut MapData, K, V> = self.bpf.map_mut(name).unwrap().try_into().unwrap();
+        map.keys().collect::<Result<_, _>>().unwrap()
     }
 
     /// Runs a frame through a program.
