@@ -11,6 +11,8 @@ pub mod bpf;
 pub mod capture;
 pub mod cli;
 pub mod docker;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod instance;
 pub mod plugins;
 pub mod privileges;

@@ -3,6 +3,7 @@
 mod demo;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod packages;
 mod process;
 mod test;
@@ -21,6 +22,8 @@ enum Task {
     Demo(DemoArgs),
     /// All that a change must pass: format, lints, docs, tests; end-to-end tests when root
     Test(TestArgs),
+    /// Feed everything that reads foreign input with what a fuzzer makes up
+    Fuzz(FuzzArgs),
     /// Write the manual pages to target/man
     Man,
     /// Make a Debian package in target/debian
@@ -40,6 +43,15 @@ struct DemoArgs {
     /// Which hooks to use: auto, xdp or tcx
     #[arg(long)]
     datapath: Option<String>,
+}
+
+#[derive(Args)]
+struct FuzzArgs {
+    /// One target only [default: all of them, one after the other]
+    target: Option<String>,
+    /// How long each target is fuzzed
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    seconds: u32,
 }
 
 #[derive(Args)]
@@ -66,6 +78,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(args.datapath.as_deref(), args.keep),
         Task::Test(args) if args.quick => test::quick(),
         Task::Test(_) => test::all(std::env::var("CI").is_ok_and(|ci| ci == "true")),
+        Task::Fuzz(args) => fuzz::fuzz(args.target.as_deref(), args.seconds),
         Task::Man => dist::man().map(|()| ExitCode::SUCCESS),
         Task::Deb(args) => dist::deb(args.debug).map(|_| ExitCode::SUCCESS),
         Task::Ci => test::all(true),

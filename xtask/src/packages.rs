@@ -96,6 +96,9 @@ pub const LAB: [Package; 22] = [
     package("systemd", "systemd-analyze", "checks the unit"),
 ];
 
+/// What libFuzzer is compiled by.
+pub const FUZZ: [Package; 1] = [package("g++", "c++", "compiles libFuzzer")];
+
 /// What makes a Debian package.
 pub const DEB: [Package; 2] = [
     package(

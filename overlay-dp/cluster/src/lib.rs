@@ -22,6 +22,8 @@ mod api;
 mod cluster;
 mod control;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gossip;
 mod hex;
 mod managers;

@@ -109,24 +109,33 @@ pub fn load(dir: &Path) -> Result<Option<Stored>, Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(error(format!("can't be read: {e}"))),
     };
+    parse(&path, &bytes).map(Some)
+}
+
+/// What is in the state file.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Stored, Error> {
+    let error = |problem: String| Error::State {
+        path: path.to_owned(),
+        problem,
+    };
     const REMEDY: &str =
         "put a backup in its place, or move it away and make or join a cluster again";
     let damaged =
         |e: serde_json::Error| error(format!("the state file is damaged ({e}): {REMEDY}"));
     // First the format: facts of another one would be misread, or look damaged.
-    let Head { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
+    let Head { format } = serde_json::from_slice(bytes).map_err(damaged)?;
     if format != FORMAT {
         return Err(error(format!(
             "the state file has format {format}, not {FORMAT}: run the version of overlay-dp that wrote it, or leave and join again"
         )));
     }
-    let stored: Stored = serde_json::from_slice(&bytes).map_err(damaged)?;
+    let stored: Stored = serde_json::from_slice(bytes).map_err(damaged)?;
     stored.identity.check(stored.id).map_err(|e| {
         error(format!(
             "the state file's certificate does not hold ({e}): {REMEDY}"
         ))
     })?;
-    Ok(Some(stored))
+    Ok(stored)
 }
 
 fn write(dir: &Path, stored: &Stored) -> Result<(), Error> {

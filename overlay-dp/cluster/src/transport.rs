@@ -240,7 +240,12 @@ pub async fn receive<T: DeserializeOwned>(
     }
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;
-    let (message, rest) = postcard::take_from_bytes(&bytes)?;
+    decode(&bytes)
+}
+
+/// A message that is all there is.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StreamError> {
+    let (message, rest) = postcard::take_from_bytes(bytes)?;
     if !rest.is_empty() {
         return Err(StreamError::Protocol("trailing bytes"));
     }

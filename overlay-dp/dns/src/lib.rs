@@ -27,6 +27,8 @@
 mod answer;
 mod find;
 mod forward;
+#[doc(hidden)]
+pub mod fuzzing;
 mod names;
 mod question;
 mod resolv;

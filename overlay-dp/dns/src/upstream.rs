@@ -76,7 +76,7 @@ async fn by_tcp(server: SocketAddr, request: &[u8]) -> io::Result<Reply> {
 
 impl Reply {
     /// The reply, if it is one to this request.
-    fn to(request: &[u8], message: &[u8]) -> Option<Reply> {
+    pub(crate) fn to(request: &[u8], message: &[u8]) -> Option<Reply> {
         let head = message.get(..HEADER)?;
         let is_answer = head[2] & 0xf8 == 0x80;
         if head[..2] != request[..2] || !is_answer {

@@ -9,6 +9,8 @@
 mod backup;
 mod error;
 mod file;
+#[doc(hidden)]
+pub mod fuzzing;
 mod log;
 mod machine;
 mod members;

@@ -218,7 +218,7 @@ pub(crate) fn join(meta: &SnapshotMeta, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<(SnapshotMeta, StateMachine)> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<(SnapshotMeta, StateMachine)> {
     let (meta, data) = postcard::take_from_bytes(bytes).ok()?;
     Some((meta, decode_machine(data)?))
 }

@@ -13,6 +13,7 @@ mod desk;
 mod docker;
 mod events;
 mod firewall;
+pub(crate) mod fuzzing;
 mod judge;
 mod leave;
 mod names;

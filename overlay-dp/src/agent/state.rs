@@ -111,6 +111,29 @@ const SLACK: usize = 2;
 /// … and so many more.
 const SPARE: usize = 256;
 
+/// Takes what the journal may have become, as the fuzzer does.
+pub(super) fn read_journal(bytes: &[u8]) {
+    let _ = journal::parse::<Change>(bytes);
+}
+
+/// A journal with a line of each kind.
+pub(super) fn some_journal() -> Result<Vec<u8>> {
+    let entry = StaticEntry {
+        vni: Vni::MAX,
+        mac: MacAddr([2, 0x42, 10, 0, 0, 200]),
+        vtep: [192, 0, 2, 7].into(),
+        ips: vec![[10, 0, 0, 200].into()],
+    };
+    let gone = Change::StaticGone(entry.vni, entry.mac);
+    let changes = [
+        Change::Uplink("eth0".to_owned()),
+        Change::Static(entry),
+        Change::PortGone("ovp-1".to_owned()),
+        gone,
+    ];
+    journal::text(&changes)
+}
+
 impl State {
     /// Opens the file in `dir`, which is made if need be.
     ///

@@ -11,6 +11,7 @@ mod create;
 mod endpoint;
 mod everywhere;
 mod forget;
+pub(crate) mod fuzzing;
 mod ipam;
 mod names;
 mod network;

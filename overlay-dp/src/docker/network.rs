@@ -300,6 +300,13 @@ impl Plugin {
     }
 }
 
+/// Reads a request as far as that goes without the agent.
+pub(super) fn understand(ask: &OfNetwork) {
+    if let Some(options) = &ask.options {
+        let _ = Wanted::parse(options);
+    }
+}
+
 impl Wanted {
     fn parse(options: &BTreeMap<String, Value>) -> Result<Wanted> {
         let flag = |key| options.get(key).is_some_and(|value: &Value| is_true(value));

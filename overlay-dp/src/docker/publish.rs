@@ -7,6 +7,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use overlay_core::model::Protocol;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::Plugin;
 use super::names::Watch;
@@ -76,20 +77,29 @@ impl PortBinding {
     }
 }
 
+/// What `-p` says.
+fn read_ports(ports: Option<Value>) -> Result<Vec<Publish>> {
+    let ports: Option<Vec<PortBinding>> = match ports {
+        Some(ports) => serde_json::from_value(ports).context("the ports of -p")?,
+        None => None,
+    };
+    let bindings = ports.unwrap_or_default();
+    bindings.iter().map(PortBinding::publish).collect()
+}
+
+/// Reads a request as far as that goes without the agent.
+pub(super) fn understand(ask: &OfEndpoint) {
+    let options = ask.options.as_ref();
+    let ports = options.and_then(|options| options.get(PORT_MAP).cloned());
+    let _ = read_ports(ports);
+}
+
 impl Plugin {
     /// Publishes what `-p` says. Docker starts the container only if that succeeds.
     pub(super) async fn publish(&self, ask: OfEndpoint) -> Result<()> {
         let id = ask.endpoint_id;
         let ports = ask.options.and_then(|mut options| options.remove(PORT_MAP));
-        let ports: Option<Vec<PortBinding>> = match ports {
-            Some(ports) => serde_json::from_value(ports).context("the ports of -p")?,
-            None => None,
-        };
-        let bindings = ports.unwrap_or_default();
-        let publish: Vec<Publish> = bindings
-            .iter()
-            .map(PortBinding::publish)
-            .collect::<Result<_>>()?;
+        let publish = read_ports(ports)?;
         let endpoint = self.store.read(|book| book.endpoints.get(&id).cloned());
         let Some(endpoint) = endpoint else {
             ensure!(publish.is_empty(), "no endpoint {}", short(&id));

@@ -162,7 +162,7 @@ async fn ipam_driver(plugin: &Plugin, method: &str, body: &[u8]) -> Option<Resul
     Some(done)
 }
 
-fn parse<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T> {
+pub(super) fn parse<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T> {
     if body.is_empty() {
         return Ok(T::default());
     }

@@ -3,6 +3,7 @@
 
 mod alone;
 mod cni;
+pub(crate) mod fuzzing;
 mod netavark;
 pub(crate) mod network;
 mod ports;

@@ -90,6 +90,17 @@ fn read<T: DeserializeOwned>() -> Result<T> {
     serde_json::from_str(&text).context("can't understand what netavark says")
 }
 
+/// Reads what netavark says as far as that goes without the agent.
+pub(super) fn understand(text: &[u8]) {
+    if let Ok(network) = serde_json::from_slice::<Network>(text) {
+        let _ = network.make();
+    }
+    if let Ok(exec) = serde_json::from_slice::<Exec>(text) {
+        let mappings = exec.port_mappings.as_deref().unwrap_or_default();
+        let _ = (super::ports::published(mappings), exec.reference());
+    }
+}
+
 /// A network, as podman keeps it.
 #[derive(Debug, Deserialize)]
 struct Network {

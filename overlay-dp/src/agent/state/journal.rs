@@ -76,12 +76,8 @@ impl<C: Serialize + DeserializeOwned> Journal<C> {
     pub fn create(path: &Path, changes: impl Iterator<Item = C>) -> Result<Journal<C>> {
         let dir = path.parent().context("a state file has a directory")?;
         let write = || -> Result<Journal<C>> {
-            let mut bytes = line(&Head { journal: FORMAT })?;
-            let mut count = 0;
-            for change in changes {
-                bytes.extend(line(&[change])?);
-                count += 1;
-            }
+            let changes: Vec<C> = changes.collect();
+            let bytes = text(&changes)?;
             let mut file = tempfile::NamedTempFile::new_in(dir)?;
             file.write_all(&bytes)?;
             file.as_file().sync_all()?;
@@ -91,7 +87,7 @@ impl<C: Serialize + DeserializeOwned> Journal<C> {
                 path: path.to_owned(),
                 file,
                 len: bytes.len() as u64,
-                changes: count,
+                changes: changes.len(),
                 content: PhantomData,
             })
         };
@@ -124,6 +120,15 @@ impl<C: Serialize + DeserializeOwned> Journal<C> {
     }
 }
 
+/// A whole file with these changes, each in a line.
+pub(super) fn text<C: Serialize>(changes: &[C]) -> Result<Vec<u8>> {
+    let mut bytes = line(&Head { journal: FORMAT })?;
+    for change in changes {
+        bytes.extend(line(&[change])?);
+    }
+    Ok(bytes)
+}
+
 fn line<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(value)?;
     bytes.push(b'\n');
@@ -131,7 +136,7 @@ fn line<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
 }
 
 /// The changes of all whole lines, and where these end.
-fn parse<C: DeserializeOwned>(bytes: &[u8]) -> Result<(Vec<C>, u64)> {
+pub(super) fn parse<C: DeserializeOwned>(bytes: &[u8]) -> Result<(Vec<C>, u64)> {
     let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
     let head = lines.next().unwrap_or_default();
     let Head { journal } = serde_json::from_slice(head).context("its first line")?;

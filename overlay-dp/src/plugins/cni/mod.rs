@@ -79,6 +79,22 @@ fn run(version: &mut String) -> Result<Option<Value>> {
     })
 }
 
+/// Reads a configuration as far as that goes without the agent.
+pub(super) fn understand(text: &[u8]) {
+    let Ok(input) = serde_json::from_slice::<Value>(text) else {
+        return;
+    };
+    let _ = config::version_of(&input);
+    let Ok(config) = config::Config::parse(input) else {
+        return;
+    };
+    let Ok(args) = config::Args::parse(&config.name) else {
+        return;
+    };
+    let _ = (config.ips(&args), config.mac(&args), config.aliases());
+    let _ = super::ports::published(&config.runtime_config.port_mappings);
+}
+
 fn read() -> Result<Value> {
     let mut text = String::new();
     std::io::stdin()
