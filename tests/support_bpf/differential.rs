@@ -4,7 +4,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use overlay_common::layout::{FDB_ROUTER, FdbEntry, FdbKey, PORT_ROUTER};
 use overlay_common::punt::Kind;
+use overlay_common::verdict::testing::Memory;
 use overlay_common::wire::Family;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -15,14 +17,43 @@ use super::object::{Beside, Hook, Object};
 use super::world::*;
 use super::{echo, model};
 
+/// The gateway's addresses, and those of a service that has no tasks.
+const GATEWAY: Ip4 = [10, 0, 0, 1];
+const SERVICE: Ip4 = [10, 0, 0, 9];
+/// Somewhere else, in both families.
+const OUTSIDE: Ip4 = [203, 0, 113, 9];
+
+/// The world with ways out: the gateway and this host's router behind a port, R as another host's
+/// router, and a service's own address. With `routing`, A's port is the router's.
+fn world(family: Family, routing: bool) -> Memory {
+    let mut tables = tables_over(family);
+    let network = tables.networks.get_mut(&VNI).unwrap();
+    (network.net4, network.mask4) = ([10, 0, 0, 0], [255, 255, 255, 0]);
+    (network.net6[0], network.mask6) = (0xfd, [0xff; 16]);
+    network.mask6[15] = 0;
+    network.router = mac(B);
+    let far = tables.fdb[&FdbKey::new(VNI, mac(R))];
+    let mut place = |ip, entry: FdbEntry| tables.fdb.insert(FdbKey::new(VNI, mac(ip)), entry);
+    place(GATEWAY, FdbEntry::gateway(PORT_B));
+    place(SERVICE, FdbEntry::service());
+    place(R, far.with(FDB_ROUTER));
+    if routing {
+        tables.ports.get_mut(&PORT_A).unwrap().flags |= PORT_ROUTER;
+    }
+    tables
+}
+
 /// Good frames of all kinds, to be made worse.
 fn templates(hook: Hook, family: Family) -> Vec<Vec<u8>> {
-    let everybody = [A, R, B, UNRESOLVED, LOST, NARROW, NOBODY];
+    let everybody = [A, R, B, UNRESOLVED, LOST, NARROW, NOBODY, GATEWAY, SERVICE];
     match hook {
         Hook::PortXdp | Hook::PortTc => everybody
             .into_iter()
             .flat_map(|dst| frames(A, dst))
             .chain(frames(B, R))
+            // Out by the gateway, and in from there where A is the router.
+            .chain(through(A, GATEWAY, A, OUTSIDE))
+            .chain(through(A, B, OUTSIDE, B))
             .collect(),
         Hook::UplinkXdp | Hook::UplinkTc => {
             let good = [
@@ -34,7 +65,9 @@ fn templates(hook: Hook, family: Family) -> Vec<Vec<u8>> {
                 (NOBODY, A),
             ];
             let mut wrapped = Vec::new();
-            for inner in good.into_iter().flat_map(|(src, dst)| frames(src, dst)) {
+            let inner = good.into_iter().flat_map(|(src, dst)| frames(src, dst));
+            // R is a router: what comes from outside through it is noted.
+            for inner in inner.chain(through(R, A, OUTSIDE, A)) {
                 for tos in 0..4 {
                     wrapped.push(wrap(family, VTEP_R, tos, &inner));
                 }
@@ -66,6 +99,31 @@ fn wrap(family: Family, src: Ip4, tos: u8, inner: &[u8]) -> Vec<u8> {
         Family::V4 => vxlan(src, VTEP, tos, VNI, inner),
         Family::V6 => vxlan6(src, VTEP, tos, VNI, inner),
     }
+}
+
+/// Packets between two addresses, from one endpoint to another.
+fn through(src: Ip4, dst: Ip4, from: Ip4, to: Ip4) -> Vec<Vec<u8>> {
+    // An answer's ports are a question's, exchanged: so one finds what was noted of the other.
+    let ports = if from == OUTSIDE {
+        (40_000, 80)
+    } else {
+        (80, 40_000)
+    };
+    let outside6 = |ip| {
+        let mut ip6 = ip6(ip);
+        if ip == OUTSIDE {
+            ip6[..2].copy_from_slice(&[0x20, 1]);
+        }
+        ip6
+    };
+    let segment = tcp(ports.0, ports.1, b"abc");
+    let packet = ipv4(from, to, 1, TCP, &segment);
+    let parts = fragment(packet.clone(), 0x2000);
+    let packet6 = ipv6(outside6(from), outside6(to), 1, TCP, 64, &segment);
+    let mut frames = vec![eth(mac(dst), mac(src), IP6, &packet6)];
+    frames.extend([packet, parts].map(|ip| eth(mac(dst), mac(src), IP, &ip)));
+    // The more often one is taken, the more is noted, and found.
+    vec![frames; 8].concat()
 }
 
 /// What one endpoint may send to another.
@@ -126,16 +184,21 @@ fn cases() -> u32 {
 /// Every program says and does what the native verdict function, carried out by the model, does.
 #[test]
 fn programs_and_native_verdicts_agree() {
-    agree(Family::V4);
+    agree(Family::V4, false);
+}
+
+#[test]
+fn programs_and_native_verdicts_agree_about_routers() {
+    agree(Family::V4, true);
 }
 
 #[test]
 fn programs_and_native_verdicts_agree_over_ipv6() {
-    agree(Family::V6);
+    agree(Family::V6, false);
 }
 
-fn agree(family: Family) {
-    let tables = tables_over(family);
+fn agree(family: Family, routing: bool) {
+    let mut tables = world(family, routing);
     let Some(mut object) = Object::load(&tables) else {
         return;
     };
@@ -147,6 +210,8 @@ fn agree(family: Family) {
         Hook::AgentTc,
     ] {
         let templates = templates(hook, family);
+        // What a frame has noted, the next one finds.
+        let tables = RefCell::new(&mut tables);
         let object = RefCell::new(&mut object);
         let seen = RefCell::new(HashMap::<String, u32>::new());
         let mut runner = TestRunner::new(Config {
@@ -175,7 +240,10 @@ fn agree(family: Family) {
                     prop_assert!(!hook.is_xdp() && frame.len() < 54);
                     return Ok(());
                 };
+                let mut tables = tables.borrow_mut();
                 let expected = model::outcome(hook, &frame, beside, &tables);
+                let noted: Vec<_> = tables.noted.borrow_mut().drain(..).collect();
+                tables.entrances.extend(noted);
                 let class = format!("{:?}{:?}", expected.drops, expected.stats.last());
                 *seen.borrow_mut().entry(class).or_default() += 1;
                 prop_assert_eq!(outcome, expected);

@@ -6,7 +6,8 @@ use overlay_common::outer::{OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::testing::{Memory, Slice};
 use overlay_common::verdict::{
-    Frame, Verdict, from_agent, from_port, from_uplink, leave, neighbour,
+    Frame, Verdict, from_agent, from_port, from_uplink, leave, neighbour, note_entrance,
+    renew_entrance,
 };
 use overlay_common::wire::{Family, be16};
 
@@ -94,7 +95,11 @@ impl Run<'_> {
                 }
                 Stat::Encapsulated
             }
-            Verdict::Switch { .. } | Verdict::Enter { .. } => Stat::Switched,
+            Verdict::Switch { .. } => Stat::Switched,
+            Verdict::Enter { vni, .. } => {
+                renew_entrance(&Slice::new(bytes), self.tables, vni);
+                Stat::Switched
+            }
             Verdict::Leave(_) => panic!("it was decided about"),
             Verdict::Route { mac, .. } => {
                 bytes[..6].copy_from_slice(&mac);
@@ -129,8 +134,12 @@ impl Run<'_> {
                 ecn,
                 family,
                 router,
+                entered,
                 ..
             } => {
+                if entered {
+                    note_entrance(&Slice::new(bytes), self.tables, family);
+                }
                 let outer = family.outer_len();
                 let ethertype = be16(bytes[outer + 12], bytes[outer + 13]);
                 let kept = match (family, ethertype) {
