@@ -19,7 +19,7 @@ impl Output for Check<'_> {
     fn frame(&mut self, len: usize, write: impl FnOnce(&mut [u8])) {
         let mut frame = vec![0xa5; len];
         write(&mut frame);
-        let marker = frame.first_chunk().and_then(|head| punt::decode(head));
+        let marker = frame.first_chunk().and_then(punt::decode);
         let marker = marker.expect("a marker");
         assert!(matches!(marker.kind, Kind::ToPort | Kind::ToVtep));
         assert!(len <= punt::MTU as usize + ETH_LEN, "{len} bytes");
