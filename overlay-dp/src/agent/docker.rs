@@ -192,6 +192,10 @@ impl Agent {
         if port.endpoint == before.endpoint {
             return Ok(());
         }
+        // It may be one of a service's tasks now.
+        self.tables
+            .write()
+            .port_up_with(port.local.port_ifindex, &port.endpoint, port.flags())?;
         let me = self.cluster.me().id;
         if port.endpoint.name != before.endpoint.name {
             // First the old one: two of them with one address would be a contradiction.

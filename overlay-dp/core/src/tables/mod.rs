@@ -352,6 +352,29 @@ impl Tables {
         if old.is_some_and(|old| old.entry == port.entry && old.record.is_of(endpoint)) {
             return Ok(());
         }
+        // Who only has other names, or is of another service, carries traffic all the time.
+        if let Some(old) = old
+            && old.vni == endpoint.vni
+            && old.record.router == endpoint.router
+            && old.record.is(endpoint.mac, &endpoint.ips)
+            && let Some(net) = self.nets.get_mut(&endpoint.vni.get())
+        {
+            let record = Record::of_endpoint(endpoint, Some(&old.record), &mut self.seq);
+            let port = Port { record, ..port };
+            if net.active && port.entry != old.entry {
+                let update = MapUpdate::SetPort(ifindex, port.entry);
+                self.updates.push(update);
+            }
+            let owner = Owner::Port(ifindex);
+            net.replace(
+                owner,
+                Some(&old.record),
+                Some(&port.record),
+                &mut self.updates,
+            );
+            self.ports.insert(ifindex, port);
+            return Ok(());
+        }
         self.port_down(ifindex);
         let net = net_or_new(&mut self.nets, endpoint.vni, self.local.mtu);
         net.ports.insert(ifindex);

@@ -4,7 +4,7 @@ use overlay_common::layout::{FDB_BACKEND, FdbKey, PORT_BACKEND};
 use overlay_common::service::{SLOTS, SlotKey};
 use overlay_common::wire::{Ip16, ip16};
 use overlay_core::model::Endpoint;
-use overlay_core::tables::MapContents;
+use overlay_core::tables::{MapContents, MapUpdate};
 
 use super::maps::drain;
 use super::*;
@@ -81,6 +81,28 @@ fn backends_on_all_hosts_share_the_slots_while_they_are_there() {
     drain(&mut tables, &mut maps);
     assert!(shares(&maps).is_empty());
     assert_eq!(maps, tables.snapshot());
+}
+
+#[test]
+fn a_port_becomes_a_backend_while_it_carries_traffic() {
+    let mut tables = tables();
+    let mut maps = MapContents::default();
+    tables.network_add(network(1));
+    set_vip(&mut tables, &[vip()]);
+    tables.port_up(7, &task(2, None)).unwrap();
+    drain(&mut tables, &mut maps);
+    for service in [Some("web"), Some("other"), Some("web"), None] {
+        tables.port_up(7, &task(2, service)).unwrap();
+        let breaks = |update: &MapUpdate| {
+            use MapUpdate::{DelFdb, DelNetwork, DelPort};
+            matches!(update, DelPort(_) | DelNetwork(_) | DelFdb(_))
+        };
+        let updates = drain(&mut tables, &mut maps);
+        assert!(!updates.iter().any(breaks), "{updates:?}");
+        let is_backend = maps.ports[&7].flags & PORT_BACKEND != 0;
+        assert_eq!(is_backend, service.is_some());
+        assert_eq!(maps.slots.is_empty(), service != Some("web"));
+    }
 }
 
 #[test]
