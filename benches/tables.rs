@@ -157,6 +157,7 @@ fn slow_path(criterion: &mut Criterion) -> Result<()> {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     };
     tables.port_up(THIRD_PORT, &third)?;
     let tables: Tables = tables;

@@ -9,13 +9,14 @@
 //! c1 and c2 are tasks of the service, c3 and c4 only its clients.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_lab::{
-    AgentProc, Cluster, Container, Lab, LabSpec, Ns, Teller, Told, ask_udp, ping, test, wait_until,
+    AgentProc, Cluster, Container, Lab, LabSpec, Ns, Outside, Teller, Told, ask_udp, ping, test,
+    wait_until,
 };
 
 const BIN: &str = env!("CARGO_BIN_EXE_overlay-dp");
@@ -63,11 +64,15 @@ fn at(vip: IpAddr) -> SocketAddr {
 
 /// Whether new connections from there come to just these tasks, as soon as that is known there.
 fn reaches(from: &Ns, vip: IpAddr, tasks: &[&Container]) -> Result<()> {
+    reaches_at(from, at(vip), tasks)
+}
+
+fn reaches_at(from: &Ns, to: SocketAddr, tasks: &[&Container]) -> Result<()> {
     let wanted: BTreeSet<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
     let mut last = String::new();
-    let what = format!("{} reaches {wanted:?} at {vip}", from.label());
+    let what = format!("{} reaches {wanted:?} at {to}", from.label());
     wait_until(&what, SOON, || {
-        let all = (0..24).map(|_| Ok(Told::connect(from, at(vip))?.server));
+        let all = (0..24).map(|_| Ok(Told::connect(from, to)?.server));
         match all.collect::<Result<BTreeSet<String>>>() {
             Ok(seen) => {
                 last = format!("{seen:?}");
@@ -308,6 +313,114 @@ fn keeps_connections(datapath: &str) {
         drop(cluster);
         Ok(())
     });
+}
+
+#[test]
+fn only_who_passes_its_check_gets_connections() {
+    test(BIN, spec(), |lab| {
+        let outside = Outside::connect(lab)?;
+        let mut cluster = Cluster::start(lab, 1, "")?;
+        lab.host(1).overlay("network create uber-net")?;
+        let quickly = "--health-interval 0.2 --health-timeout 1 --health-retries 2";
+        let made = lab.host(3).overlay_json(&format!(
+            "service create web --network uber-net --publish 8080:80 --check tcp:81 {quickly}"
+        ))?;
+        let vip: IpAddr = made["vips"][0].as_str().context("no VIP")?.parse()?;
+        let c3 = attach(lab, 3, 3, "--network uber-net")?;
+        let (c1, c2) = (task(lab, 1, 1)?, task(lab, 2, 2)?);
+        let open = |task: &Container| {
+            let listen = || Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 81))?);
+            task.ns.within(listen)
+        };
+        let go_to = |tasks: &[&Container]| {
+            let ips = set(tasks.iter().map(|task| task.ip));
+            reaches(&c3.ns, vip, tasks)?;
+            for name in ["tasks.web", "web.uber-net"] {
+                let wanted = match name {
+                    "tasks.web" => ips.clone(),
+                    _ => set([vip]),
+                };
+                ensure!(dig(&c3.ns, name)? == wanted, "{name}");
+            }
+            for host in lab.hosts() {
+                reaches_at(&outside.ns, (host.ip, 8080).into(), tasks)?;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        // None passes: better one of them than nobody.
+        go_to(&[&c1, &c2])?;
+        let mut to2 = with(&c3.ns, vip, &c2)?;
+        let first = open(&c1)?;
+        go_to(&[&c1])?;
+        to2.echo(1 << 16)?;
+        let second = open(&c2)?;
+        go_to(&[&c1, &c2])?;
+        drop(first);
+        go_to(&[&c2])?;
+        let shown = lab.host(3).overlay_json("service inspect web")?;
+        let tasks = shown[0]["tasks"].as_array().context("no tasks")?.iter();
+        let ready = tasks.filter(|task| task["ready"] == true);
+        ensure!(
+            set(ready.map(|task| &task["name"])) == set(["\"c2\""]),
+            "{shown}"
+        );
+        ensure!(shown[0]["check"]["probe"] == "tcp:81", "{shown}");
+        // The agent that knows it dies and comes again.
+        cluster.kill(1);
+        go_to(&[&c2])?;
+        cluster.restart(1)?;
+        cluster.wait_settled(SOON)?;
+        go_to(&[&c2])?;
+        drop(second);
+        go_to(&[&c1, &c2])?;
+        to2.echo(1 << 16)?;
+
+        // By HTTP: what answers with an error is as bad as what doesn't answer.
+        lab.host(1).overlay(&format!(
+            "service create api --network uber-net --check http:82/ok?x=1 {quickly}"
+        ))?;
+        let (c4, c5) = (
+            attach(lab, 1, 4, "--network uber-net --service api")?,
+            attach(lab, 2, 5, "--network uber-net --service api")?,
+        );
+        serve_http(&c4.ns, "200 OK")?;
+        serve_http(&c5.ns, "503 Service Unavailable")?;
+        wait_until("one of them is ready", SOON, || {
+            dig(&c3.ns, "tasks.api").is_ok_and(|found| found == set([c4.ip]))
+        })?;
+        for (check, words) in [
+            ("udp:53", &["tcp:PORT", "http:PORT/PATH"][..]),
+            ("tcp:80 --health-interval 0.01", &["0.1"]),
+            ("tcp:80 --health-retries 0", &["retries"]),
+        ] {
+            let line = format!("service create bad --network uber-net --check {check}");
+            let done = lab.host(1).overlay_any(&line)?;
+            ensure!(!done.status.success(), "{check}");
+            let said = words.iter().all(|word| done.stderr.contains(word));
+            ensure!(said, "{check}: {}", done.stderr);
+        }
+        // Before the agents go.
+        lab.verify_clean(SOON)?;
+        drop(cluster);
+        Ok(())
+    });
+}
+
+/// Answers any request for `/ok?x=1` so, on port 82, and others with 404, until this process ends.
+fn serve_http(ns: &Ns, status: &str) -> Result<()> {
+    let listener = ns.within(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 82))?))?;
+    let status = status.to_owned();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut room = [0; 1024];
+            let len = stream.read(&mut room).unwrap_or(0);
+            let asked = room[..len].starts_with(b"GET /ok?x=1 HTTP/1.1\r\n");
+            let status = if asked { &status } else { "404 Not Found" };
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    Ok(())
 }
 
 #[test]

@@ -99,6 +99,7 @@ pub fn endpoint(name: &str, ip: Ipv4Addr) -> Endpoint {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     }
 }
 

@@ -216,6 +216,7 @@ impl Cluster {
                     let fits = network.name == wanted.network
                         && service.publish == wanted.publish
                         && service.mode() == wanted.mode
+                        && service.check == wanted.check
                         && wanted.ip.is_none_or(has);
                     fits.then_some(service)
                 });

@@ -109,6 +109,7 @@ fn endpoint(network: &Network, name: &str, offset: u32) -> Endpoint {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     }
 }
 

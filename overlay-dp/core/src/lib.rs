@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod facts;
+pub mod health;
 pub mod holdings;
 pub mod maglev;
 pub mod model;

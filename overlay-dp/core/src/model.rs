@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::Range;
+use crate::health::HealthCheck;
 
 /// A VXLAN network identifier: 24 bits, 0 excluded (RFC 7348 section 5).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -358,6 +359,9 @@ pub struct Endpoint {
     pub service: Option<String>,
     /// It is the host itself: its way into the network, and the containers' way out.
     pub router: bool,
+    /// A task that does not pass its service's check: who has a choice takes others.
+    #[serde(default)]
+    pub unready: bool,
 }
 
 /// A transport protocol whose ports can be published.
@@ -395,6 +399,8 @@ pub struct Service {
     /// Its own address (VIP), as an offset in its network; `None` when its name stands for all of
     /// its tasks.
     pub vip: Option<u32>,
+    /// What tells whether its tasks are ready; without it they always are.
+    pub check: Option<HealthCheck>,
 }
 
 /// What a service's name stands for.

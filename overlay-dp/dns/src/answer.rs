@@ -156,11 +156,19 @@ impl Answering<'_> {
         }
     }
 
-    /// As many as may fit, in random order; when there are more, beginning anywhere.
+    /// As many as may fit, in random order; when there are more, beginning anywhere. Tasks that
+    /// are not ready are left out, unless none is.
     fn some_of<'a>(&'a self, keys: &'a [Key]) -> impl Iterator<Item = &'a Endpoint> {
         let mut random = Random(self.seed);
+        let is_ready = |key: &&Key| self.zone.endpoint(key).is_some_and(|e| !e.unready);
+        let mut ready: Vec<&Key> = keys.iter().filter(is_ready).collect();
+        if ready.is_empty() {
+            ready = keys.iter().collect();
+        }
+        let keys = ready;
         let begin = random.below(keys.len());
-        let round = keys.iter().cycle().skip(begin).take(keys.len().min(MOST));
+        let round = keys.iter().copied().cycle().skip(begin);
+        let round = round.take(keys.len().min(MOST));
         let mut chosen: Vec<&Key> = round.collect();
         for last in (1..chosen.len()).rev() {
             chosen.swap(last, random.below(last + 1));

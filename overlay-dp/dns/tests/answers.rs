@@ -44,6 +44,7 @@ fn endpoint(number: u32, name: &str, ips: &[&str]) -> Endpoint {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     }
 }
 
@@ -181,6 +182,27 @@ fn names_aliases_services() {
         data(&names, "gateway.uber-net", RecordType::AAAA),
         set(["fd00::1"])
     );
+}
+
+#[test]
+fn tasks_that_are_not_ready_are_left_out_unless_none_is() {
+    let mut names = names();
+    let mut unready = |slots: &[u8]| {
+        for (host, slot) in [(A, 1), (B, 2), (B, 3)] {
+            let ip = format!("10.0.0.1{slot}");
+            let task = Endpoint {
+                unready: slots.contains(&slot),
+                ..task(&format!("web.{slot}"), &ip)
+            };
+            names.endpoint_up(host, &task);
+        }
+        ["web", "tasks.web", "web.1"].map(|name| data(&names, name, RecordType::A))
+    };
+    let one = set(["10.0.0.11"]);
+    let two = set(["10.0.0.12", "10.0.0.13"]);
+    let all = set(["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
+    assert_eq!(unready(&[1]), [two.clone(), two, one.clone()]);
+    assert_eq!(unready(&[1, 2, 3]), [all.clone(), all, one]);
 }
 
 #[test]

@@ -143,5 +143,6 @@ pub fn endpoint(network: &Network, offset: u32) -> Endpoint {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     }
 }

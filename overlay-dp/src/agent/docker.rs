@@ -258,6 +258,7 @@ impl Agent {
                 aliases: Vec::new(),
                 service: None,
                 router: false,
+                unready: false,
             },
             network: plug.network,
             netns: Netns::Pid(plug.pid),

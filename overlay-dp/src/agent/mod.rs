@@ -6,6 +6,7 @@
 
 mod addresses;
 mod attachments;
+mod checks;
 mod checksums;
 mod data_port;
 mod datapath;
@@ -64,6 +65,7 @@ pub use start::prepare_restore;
 pub use state::{JsonFile, Port};
 
 pub use addresses::{Addresses, Wish};
+use checks::Checks;
 use checksums::Checksums;
 use data_port::DataPort;
 use firewall::Firewall;
@@ -98,6 +100,15 @@ pub enum Request {
     RoutersLook,
     /// Somebody else may have changed the kernel's tables.
     FirewallLook,
+    /// A task of this host passes its service's check, or does not any more.
+    TaskReady {
+        /// Its network.
+        vni: Vni,
+        /// Its name.
+        name: String,
+        /// Whether it passes.
+        ready: bool,
+    },
     /// Answer when what was agreed on services is in the tables.
     VipsFit(Reply<()>),
     /// Answer when a network has its way out here: with what is wrong, if anything.
@@ -321,6 +332,8 @@ struct Agent {
     held: Held,
     /// Services that this host can't publish, and why.
     service_problems: Vec<(String, String)>,
+    /// Tries of this host's tasks.
+    checks: Checks,
     /// What tables and names were told of services' own addresses.
     vips: Vips,
     /// The ends of the punt link, by ifindex.
@@ -397,6 +410,7 @@ impl Agent {
             Request::RouterLeased(vni, add) => self.router_leased(vni, *add).await,
             Request::RoutersLook => self.routers.due = true,
             Request::FirewallLook => self.firewall.look(),
+            Request::TaskReady { vni, name, ready } => self.task_ready(vni, &name, ready),
             Request::VipsFit(reply) => {
                 self.fit_vips();
                 self.flush();

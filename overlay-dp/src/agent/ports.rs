@@ -36,6 +36,8 @@ impl Agent {
             mut steps,
         } = add;
         let is_router = endpoint.router;
+        // It may not serve yet.
+        endpoint.unready = self.is_checked(&endpoint);
         steps.done("queue");
         let resolv_conf = match resolv_conf {
             true => Some(self.resolv_conf_for(&netns)?),

@@ -72,6 +72,8 @@ impl Agent {
         if !std::mem::take(&mut self.routers.due) {
             return;
         }
+        // What changes by that is in the rules below.
+        self.fit_checks();
         let wanted = self.routed_networks();
         let routers = self.state.ports().filter(|port| port.endpoint.router);
         let surplus = routers.filter(|port| !wanted.contains_key(&port.endpoint.vni));
@@ -132,6 +134,7 @@ impl Agent {
                     aliases: Vec::new(),
                     service: None,
                     router: true,
+                    unready: false,
                 },
                 network,
                 netns: Netns::Path(OWN_NETNS.into()),

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use overlay_core::model::{Service, Vni};
+use overlay_core::model::{Endpoint, Service, Vni};
 
 use super::Agent;
 use super::firewall::Backend;
@@ -39,12 +39,16 @@ impl Agent {
         self.service_problems.clear();
         for service in self.services() {
             let endpoints = self.cluster.endpoints(service.vni);
-            let tasks = endpoints.iter().filter(|(_, endpoint)| {
+            let tasks = endpoints.iter().map(|(_, endpoint)| endpoint);
+            let its = |endpoint: &&Endpoint| {
                 endpoint.service.as_deref() == Some(&service.name) && !endpoint.router
-            });
-            let mut ips: Vec<_> = tasks
-                .flat_map(|(_, endpoint)| endpoint.ips.iter().copied().filter(is_routable))
-                .collect();
+            };
+            let mut tasks: Vec<&Endpoint> = tasks.filter(its).collect();
+            if tasks.iter().any(|task| !task.unready) {
+                tasks.retain(|task| !task.unready);
+            }
+            let ips = tasks.iter().flat_map(|task| task.ips.iter().copied());
+            let mut ips: Vec<_> = ips.filter(is_routable).collect();
             // The same order on all hosts, and on each tick.
             ips.sort_unstable();
             ips.dedup();

@@ -13,6 +13,7 @@ use overlay_host::{Host, Monitor, Uplink};
 use tokio::sync::mpsc;
 
 use super::addresses::Addresses;
+use super::checks::Checks;
 use super::checksums::Checksums;
 use super::data_port::{DataPort, echo_socket};
 use super::firewall::Firewall;
@@ -125,6 +126,7 @@ impl Agent {
                 held: Held::default(),
                 service_problems: Vec::new(),
                 vips: Vips::default(),
+                checks: Checks::default(),
                 addresses: Addresses::load(cluster.clone(), &state_dir, is_member)?,
                 cluster: cluster.clone(),
                 state,

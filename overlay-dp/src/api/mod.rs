@@ -132,6 +132,8 @@ pub struct ContainerInfo {
     pub service: Option<String>,
     /// Its Ethernet address.
     pub mac: MacAddr,
+    /// Whether it passes its service's check; without one it does.
+    pub ready: bool,
     /// The host it is on.
     pub host: HostId,
     /// That host's name.

@@ -79,6 +79,7 @@ mod tests {
             aliases: Vec::new(),
             service: Some(service.into()),
             router: false,
+            unready: false,
         };
         (HostId(1), endpoint)
     }

@@ -461,6 +461,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
             aliases: ask.aliases,
             service: ask.service,
             router: false,
+            unready: false,
         },
         network: network.clone(),
         netns: ask.netns,
@@ -586,6 +587,7 @@ fn info(
 ) -> ContainerInfo {
     ContainerInfo {
         name: endpoint.name.clone(),
+        ready: !endpoint.unready,
         network: network.to_owned(),
         vni: endpoint.vni,
         ip: endpoint.ips.first().copied(),

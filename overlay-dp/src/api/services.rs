@@ -17,6 +17,7 @@ use axum::{Json, Router};
 use futures_util::future::join_all;
 use overlay_cluster::Error;
 use overlay_core::facts::{Refusal, ServiceSpec};
+use overlay_core::health::HealthCheck;
 use overlay_core::model::{EndpointMode, Network, Service, ServicePort, Vni};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,8 @@ pub struct ServiceInfo {
     pub mode: EndpointMode,
     /// Its own addresses (VIPs), one of each family of its network, IPv4 first.
     pub vips: Vec<IpAddr>,
+    /// What tells whether its tasks are ready.
+    pub check: Option<HealthCheck>,
 }
 
 /// A service with its tasks.
@@ -67,6 +70,9 @@ pub struct ServiceCreate {
     /// Its own address, in either family; the next free one when absent.
     #[serde(default)]
     pub ip: Option<IpAddr>,
+    /// What tells whether its tasks are ready.
+    #[serde(default)]
+    pub check: Option<HealthCheck>,
 }
 
 impl From<ServicePort> for Publish {
@@ -96,6 +102,7 @@ fn info(ctx: &Ctx, service: Service) -> ServiceInfo {
         name: service.name,
         vni: service.vni,
         publish: service.publish,
+        check: service.check,
     }
 }
 
@@ -153,6 +160,7 @@ async fn create(State(ctx): State<Ctx>, Body(ask): Body<ServiceCreate>) -> Answe
         publish: ask.publish,
         mode: ask.mode,
         ip: ask.ip,
+        check: ask.check,
     };
     let service = match ctx.cluster.service_create(spec.clone(), false).await {
         Err(Error::Refused(Refusal::Exhausted { .. } | Refusal::Taken { .. })) => {

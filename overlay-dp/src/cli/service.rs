@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 use clap::{Subcommand, ValueEnum};
 use hyper::Method;
+use overlay_core::health::{HealthCheck, Probe};
 use overlay_core::model::{EndpointMode, ServicePort};
 
-use super::render::{containers, list, table};
+use super::render::{list, table};
 use super::{path_part, print};
-use crate::api::Publish;
 use crate::api::client::call;
 use crate::api::services::{ServiceCreate, ServiceDetail, ServiceInfo};
+use crate::api::{ContainerInfo, Publish};
 use crate::instance::Instance;
 
 /// The verbs.
@@ -30,6 +31,7 @@ Examples:
   overlay-dp service create db --network uber-net --ip 10.0.0.53
   overlay-dp service create cache --network uber-net --endpoint-mode dnsrr
   overlay-dp service create web --network uber-net --publish 8080:80
+  overlay-dp service create api --network uber-net --check http:8080/healthz --health-interval 2
   overlay-dp service create dns --network uber-net --publish 53:53/udp --publish 53:53"
     )]
     Create {
@@ -47,6 +49,18 @@ Examples:
         /// Its own address (the next free one when absent)
         #[arg(long, value_name = "ADDR")]
         ip: Option<IpAddr>,
+        /// Prefer tasks that take a TCP connection, or answer an HTTP request with a status below 400
+        #[arg(long, value_name = "tcp:PORT|http:PORT/PATH")]
+        check: Option<Probe>,
+        /// Seconds from one check of a task to the next (at most 1 while it fails)
+        #[arg(long, value_name = "SECONDS", default_value = "5", requires = "check", value_parser = parse_seconds)]
+        health_interval: u32,
+        /// Seconds that a check may take
+        #[arg(long, value_name = "SECONDS", default_value = "3", requires = "check", value_parser = parse_seconds)]
+        health_timeout: u32,
+        /// Checks in a row that a task must fail to be passed over
+        #[arg(long, value_name = "NUMBER", default_value = "3", requires = "check")]
+        health_retries: u32,
     },
     /// List services
     #[command(after_help = "Examples:
@@ -121,13 +135,24 @@ pub(super) async fn service(
             publish,
             endpoint_mode,
             ip,
+            check,
+            health_interval,
+            health_timeout,
+            health_retries,
         } => {
+            let check = check.map(|probe| HealthCheck {
+                probe,
+                interval_ms: health_interval,
+                timeout_ms: health_timeout,
+                retries: health_retries,
+            });
             let ask = ServiceCreate {
                 name,
                 network,
                 publish,
                 mode: endpoint_mode.into(),
                 ip,
+                check,
             };
             let made: ServiceInfo =
                 call(instance, Method::POST, "/v1/services", Some(&ask)).await?;
@@ -143,9 +168,9 @@ pub(super) async fn service(
                 found.push(call(instance, Method::GET, &path(name), none).await?);
             }
             print(json, &found, || {
-                let each = found.iter().map(|detail| {
-                    format!("{}\n\n{}", one(&detail.service), containers(&detail.tasks))
-                });
+                let each = found
+                    .iter()
+                    .map(|detail| format!("{}\n\n{}", one(&detail.service), tasks(&detail.tasks)));
                 each.collect::<Vec<_>>().join("\n\n")
             })
         }
@@ -162,6 +187,29 @@ pub(super) async fn service(
     }
 }
 
+/// As many milliseconds.
+fn parse_seconds(text: &str) -> Result<u32> {
+    let seconds: f64 = text.parse()?;
+    if !(0.1..=3600.0).contains(&seconds) {
+        bail!("give from 0.1 to 3600 seconds");
+    }
+    Ok((seconds * 1000.0).round() as u32)
+}
+
+fn tasks(tasks: &[ContainerInfo]) -> String {
+    table(
+        ["TASK", "IP", "HOST", "READY"],
+        tasks.iter().map(|task| {
+            [
+                task.name.clone(),
+                list(&task.ips),
+                task.host_name.clone(),
+                if task.ready { "yes" } else { "no" }.to_owned(),
+            ]
+        }),
+    )
+}
+
 fn published(service: &ServiceInfo) -> String {
     let ports = service.publish.iter().map(|port| Publish::from(*port));
     or_none(list(&ports.collect::<Vec<_>>()))
@@ -176,13 +224,31 @@ fn or_none(text: String) -> String {
 
 fn one(service: &ServiceInfo) -> String {
     format!(
-        "{}\n  network    {}\n  mode       {}\n  VIP        {}\n  published  {}",
+        "{}\n  network    {}\n  mode       {}\n  VIP        {}\n  published  {}\n  check      {}",
         service.name,
         service.network,
         service.mode.name(),
         or_none(list(&service.vips)),
         published(service),
+        service.check.as_ref().map_or("-".to_owned(), check),
     )
+}
+
+fn check(check: &HealthCheck) -> String {
+    let seconds = |ms: u32| f64::from(ms) / 1000.0;
+    format!(
+        "{} every {} s, within {} s, {} times",
+        check.probe,
+        seconds(check.interval_ms),
+        seconds(check.timeout_ms),
+        check.retries
+    )
+}
+
+/// How many are ready, of how many.
+fn ready(tasks: &[ContainerInfo]) -> String {
+    let ready = tasks.iter().filter(|task| task.ready).count();
+    format!("{ready}/{}", tasks.len())
 }
 
 fn rows(services: &[ServiceDetail]) -> String {
@@ -194,7 +260,7 @@ fn rows(services: &[ServiceDetail]) -> String {
                 service.network.clone(),
                 service.mode.name().to_owned(),
                 or_none(list(&service.vips)),
-                tasks.len().to_string(),
+                ready(tasks),
                 published(service),
             ]
         }),

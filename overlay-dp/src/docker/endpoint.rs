@@ -143,6 +143,7 @@ impl Plugin {
                 aliases: Vec::new(),
                 service: None,
                 router: false,
+                unready: false,
             },
             sandbox: sandbox.clone(),
         };

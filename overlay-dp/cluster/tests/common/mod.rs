@@ -188,6 +188,7 @@ impl TestHost {
             aliases: Vec::new(),
             service: None,
             router: false,
+            unready: false,
         }
     }
 

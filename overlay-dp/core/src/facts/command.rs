@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::{Range, Version};
+use crate::health::HealthCheck;
 use crate::model::{EndpointMode, Host, HostId, MacAddr, Network, Service, ServicePort, Vni};
 
 /// What a user asks for; the rest is chosen.
@@ -42,6 +43,8 @@ pub struct ServiceSpec {
     pub mode: EndpointMode,
     /// Its own address, in either family; the next free one when absent.
     pub ip: Option<IpAddr>,
+    /// What tells whether its tasks are ready.
+    pub check: Option<HealthCheck>,
 }
 
 /// One step of the cluster's state. All chance and time comes in with it.

@@ -9,6 +9,7 @@ use super::{
     MAX_HOST_OFFSETS, MAX_HOSTS, MAX_NETWORK_OFFSETS, MAX_NETWORKS, MAX_PIECES, MAX_PUBLISHED,
     MAX_SERVICES,
 };
+use crate::health::CheckError;
 use crate::model::{HostId, MacAddr, ModelError, Network, Protocol, Vni};
 
 /// Why a command was refused. Nothing but what hosts want has changed then.
@@ -244,6 +245,9 @@ pub enum Refusal {
         /// Whose it is.
         service: String,
     },
+    /// A check that can't be carried out.
+    #[error(transparent)]
+    Check(#[from] CheckError),
     /// An address for a service without one.
     #[error("a service with --endpoint-mode dnsrr has no address of its own: leave out --ip {0}")]
     NoVip(IpAddr),

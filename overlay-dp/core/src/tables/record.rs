@@ -20,6 +20,8 @@ pub(super) struct Record {
     pub service: Option<Box<str>>,
     /// It is a host, and no container.
     pub router: bool,
+    /// A task that others are preferred to.
+    pub unready: bool,
 }
 
 impl Record {
@@ -48,6 +50,7 @@ impl Record {
             ips: claims.into(),
             service: None,
             router: false,
+            unready: false,
         }
     }
 
@@ -56,6 +59,7 @@ impl Record {
         Record {
             service: endpoint.service.as_deref().map(Into::into),
             router: endpoint.router,
+            unready: endpoint.unready,
             ..Record::new(endpoint.mac, &endpoint.ips, old, seq)
         }
     }
@@ -65,6 +69,7 @@ impl Record {
         self.is(endpoint.mac, &endpoint.ips)
             && self.service.as_deref() == endpoint.service.as_deref()
             && self.router == endpoint.router
+            && self.unready == endpoint.unready
     }
 
     /// The same claims at the end of the order.

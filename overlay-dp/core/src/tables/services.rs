@@ -24,9 +24,18 @@ struct Service {
     vips: Option<Record>,
     /// The addresses of each, by its MAC and the VTEP it is behind: an endpoint that moves may be
     /// known at both ends for a while.
-    backends: BTreeMap<(MacAddr, Ip16), Box<[Ip16]>>,
+    backends: Backends,
     /// Who has which slot of which VIP; empty without a backend.
     tables: BTreeMap<Ip16, Vec<Peer>>,
+}
+
+type Backends = BTreeMap<(MacAddr, Ip16), Backend>;
+
+#[derive(Debug)]
+struct Backend {
+    ips: Box<[Ip16]>,
+    /// Others are preferred to it.
+    unready: bool,
 }
 
 impl Services {
@@ -89,7 +98,11 @@ impl Services {
         if let (Some(new), Some(name)) = (new, &after) {
             let service = self.all.entry(name.clone()).or_default();
             let ips = new.ips.iter().map(|(ip, _)| *ip).collect();
-            service.backends.insert((new.mac, behind), ips);
+            let backend = Backend {
+                ips,
+                unready: new.unready,
+            };
+            service.backends.insert((new.mac, behind), backend);
         }
         let mut updates = Vec::new();
         for name in before
@@ -147,18 +160,23 @@ impl Services {
     }
 }
 
-/// A VIP's table: empty when no backend has an address of its family.
-fn table(vip: Ip16, backends: &BTreeMap<(MacAddr, Ip16), Box<[Ip16]>>) -> Vec<Peer> {
+/// A VIP's table: empty when no backend has an address of its family. Those that are not ready
+/// have no slots, unless none is.
+fn table(vip: Ip16, backends: &Backends) -> Vec<Peer> {
     let fits = |ip: &&Ip16| Family::of(ip) == Family::of(&vip) && !is_link_local(ip);
-    let peer = |(mac, ips): (&MacAddr, &[Ip16])| {
-        ips.iter().find(fits).map(|ip| Peer {
+    let peer = |((mac, _), backend): (&(MacAddr, Ip16), &Backend)| {
+        let ip = backend.ips.iter().find(fits)?;
+        let peer = Peer {
             ip: *ip,
             mac: mac.0,
             _zero: [0; 2],
-        })
+        };
+        Some((peer, !backend.unready))
     };
-    let backends = backends.iter().map(|((mac, _), ips)| (mac, &**ips));
-    let mut peers: Vec<Peer> = backends.filter_map(peer).collect();
+    let all: Vec<(Peer, bool)> = backends.iter().filter_map(peer).collect();
+    let is_any = all.iter().any(|(_, ready)| *ready);
+    let chosen = all.into_iter().filter(|(_, ready)| *ready || !is_any);
+    let mut peers: Vec<Peer> = chosen.map(|(peer, _)| peer).collect();
     peers.dedup_by_key(|peer| peer.mac);
     // MACs are what endpoints of a network never share, on all hosts the same.
     let names: Vec<String> = peers.iter().map(|p| MacAddr(p.mac).to_string()).collect();

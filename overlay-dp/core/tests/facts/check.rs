@@ -14,6 +14,7 @@ fn endpoint(vni: Vni, mac: MacAddr, ips: &[&str]) -> Endpoint {
         aliases: vec!["www".into()],
         service: Some("web".into()),
         router: false,
+        unready: false,
     }
 }
 

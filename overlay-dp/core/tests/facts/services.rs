@@ -152,6 +152,7 @@ fn a_vip_is_nobody_elses_address() {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     };
     let checked = rig.facts().check(id(1), &endpoint);
     assert!(matches!(checked, Err(RecordFault::NotGranted { .. })));

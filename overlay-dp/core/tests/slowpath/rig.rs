@@ -162,6 +162,7 @@ pub fn endpoint(number: u32, last: u8) -> Endpoint {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     }
 }
 

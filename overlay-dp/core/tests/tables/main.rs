@@ -57,6 +57,7 @@ fn endpoint(name: &str, number: u32, last: u8) -> Endpoint {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     }
 }
 

@@ -46,6 +46,7 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
             aliases: Vec::new(),
             service: None,
             router: false,
+            unready: false,
         })
     };
     let gateway = (number(), 1..3_u8).prop_map(|(number, last)| Network {

@@ -20,6 +20,7 @@ fn task(number: u8, service: Option<&str>) -> Endpoint {
         aliases: Vec::new(),
         service: service.map(str::to_owned),
         router: false,
+        unready: false,
     }
 }
 
@@ -81,6 +82,41 @@ fn backends_on_all_hosts_share_the_slots_while_they_are_there() {
     drain(&mut tables, &mut maps);
     assert!(shares(&maps).is_empty());
     assert_eq!(maps, tables.snapshot());
+}
+
+#[test]
+fn who_is_not_ready_has_no_slots_unless_nobody_is() {
+    let mut tables = tables();
+    let mut maps = MapContents::default();
+    tables.network_add(network(1));
+    set_vip(&mut tables, &[vip()]);
+    let far: IpAddr = [192, 0, 2, 2].into();
+    tables.vtep_add(far).unwrap();
+    let of = |number, unready| Endpoint {
+        unready,
+        ..task(number, Some("web"))
+    };
+    // Whether the near one and the far one are unready, and who has slots then.
+    for (near, away, having) in [
+        (true, true, &[2, 3][..]),
+        (false, true, &[2]),
+        (false, false, &[2, 3]),
+        (true, false, &[3]),
+        (true, true, &[2, 3]),
+    ] {
+        tables.port_up(7, &of(2, near)).unwrap();
+        tables.endpoint_up(far, &of(3, away)).unwrap();
+        let updates = drain(&mut tables, &mut maps);
+        let cuts = |update: &MapUpdate| matches!(update, MapUpdate::DelPort(_));
+        assert!(!updates.iter().any(cuts), "{updates:?}");
+        let have: Vec<Ip16> = shares(&maps).into_iter().map(|(ip, _)| ip).collect();
+        let wanted = having.iter().map(|last| ip16([10, 0, 0, *last].into()));
+        assert!(have.iter().copied().eq(wanted), "{near} {away}: {have:?}");
+        // Their connections stay.
+        for number in [2, 3] {
+            assert!(maps.fdb[&FdbKey::new(1, mac(number).0)].is_backend());
+        }
+    }
 }
 
 #[test]

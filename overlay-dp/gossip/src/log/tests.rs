@@ -23,6 +23,7 @@ fn endpoint(n: u8) -> Endpoint {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     }
 }
 

@@ -164,6 +164,7 @@ impl Node {
             aliases: Vec::new(),
             service: None,
             router: false,
+            unready: false,
         };
         (name.to_owned(), endpoint)
     }

@@ -10,6 +10,7 @@ fn port(number: u8, ifindex: u32) -> Port {
             aliases: Vec::new(),
             service: None,
             router: false,
+            unready: false,
         },
         netns: Netns::Pid(number.into()),
         local: LocalContainer {

@@ -49,10 +49,12 @@ pub(super) fn create(
             });
         }
     }
+    spec.check.as_ref().map_or(Ok(()), |check| check.check())?;
     let service = Service {
         name: spec.name.clone(),
         vni: network.vni,
         publish: spec.publish.clone(),
+        check: spec.check.clone(),
         vip: match (spec.mode, spec.ip) {
             (EndpointMode::Vip, ip) => Some(vip(facts, network.vni, ip, from)?),
             (EndpointMode::Dnsrr, None) => None,
