@@ -120,11 +120,11 @@ impl Agent {
 }
 
 fn target(port: &Port, check: &HealthCheck) -> Option<Target> {
-    let ips = port.endpoint.ips.iter().copied();
+    let mut ips = port.endpoint.ips.iter().copied();
     Some(Target {
         check: check.clone(),
         netns: port.netns.clone(),
-        ip: ips.filter(is_routable).next()?,
+        ip: ips.find(is_routable)?,
         ifindex: port.local.port_ifindex,
     })
 }
