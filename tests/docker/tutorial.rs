@@ -72,6 +72,7 @@ fn walk_through(lab: &Lab, bed: &mut Bed) -> Result<()> {
     one.docker("rename test.1 renamed")?;
     pings(two, "test.2", "renamed")?;
     one.docker("rename renamed test.1")?;
+    pings(two, "test.2", "test.1")?;
 
     // The agent's restart: Docker says nothing again, and nothing is lost.
     bed.agents.remove(0).kill();
