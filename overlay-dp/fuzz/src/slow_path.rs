@@ -35,9 +35,7 @@ impl Output for Check<'_> {
         }
     }
 
-    fn query(&mut self, _: Asker, payload: &[u8]) {
-        assert!(!payload.is_empty());
-    }
+    fn query(&mut self, _: Asker, _: &[u8]) {}
 
     fn query_refused(&mut self) {}
 
