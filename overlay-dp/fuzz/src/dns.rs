@@ -30,6 +30,7 @@ fn names() -> Names {
                 aliases: vec!["db".to_owned()],
                 service: Some("web".to_owned()),
                 router: false,
+                unready: false,
             },
         );
     }

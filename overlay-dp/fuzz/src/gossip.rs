@@ -148,6 +148,7 @@ pub fn stream_seeds() -> Vec<Vec<u8>> {
             aliases: vec!["alias".to_owned()],
             service: Some("web".to_owned()),
             router: false,
+            unready: false,
         });
     }
     let (mut follower, mut leader) = (Follower::new(PEER), Leader::new(ME));

@@ -78,6 +78,7 @@ fn build() -> Result<Tables, overlay_core::tables::Error> {
         aliases: Vec::new(),
         service: None,
         router: false,
+        unready: false,
     };
     for (ifindex, last) in [(1, A), (7, B)] {
         tables.port_up(ifindex, &endpoint(last))?;
