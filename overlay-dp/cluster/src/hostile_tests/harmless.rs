@@ -40,13 +40,17 @@ async fn a_certificate_is_renewed_under_traffic() {
     // New connections are made with it, and a restart finds it.
     let kept = crate::state::load(two._dir.path()).unwrap().unwrap();
     assert_eq!(kept.identity.cert, after[1]);
-    transport::Goodbye::Done.say(&link);
     until("they talk again", || {
         let link = one.cluster.node.gossip.link(two.cluster.me().id);
         link.is_some_and(|link| {
             let chain = link.peer_identity().unwrap();
             let chain = chain.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>();
-            chain.unwrap()[0].as_ref() == after[1]
+            let renewed = chain.unwrap()[0].as_ref() == after[1];
+            if !renewed {
+                // There are two where both hosts called at the same time.
+                transport::Goodbye::Done.say(&link);
+            }
+            renewed
         })
     })
     .await;
