@@ -127,7 +127,8 @@ fn punted(reason: Reason, inner: &[u8]) -> Vec<u8> {
         vtep: map_v4(VTEP.octets()),
         punt_ifindex: 900,
         data_port: 4789,
-        _zero: 0,
+        crypt_ifindex: 901,
+        esp_port: 4500,
     };
     let marker = punt::encode(Kind::FromPort, Some(reason), OWN_PORT, ETH_P_IP);
     let outer = OuterV4::punted(&config, marker, VNI);

@@ -98,6 +98,7 @@ impl Bench {
             ipv6: false,
             vni: None,
             internal: false,
+            encrypted: false,
         };
         self.timed(Method::POST, "/v1/networks", Some(&body))
     }

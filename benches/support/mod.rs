@@ -117,6 +117,7 @@ pub fn tables(remote: u32) -> Result<Tables> {
     let mut tables = Tables::new(Local {
         vtep: VTEP.into(),
         data_port: 4789,
+        esp_port: 4500,
         mtu: MTU,
     })?;
     tables.network_add(Network {
@@ -126,6 +127,7 @@ pub fn tables(remote: u32) -> Result<Tables> {
         gateway: Ipv4Addr::new(10, 0, 0, 1).into(),
         ipv6: None,
         internal: false,
+        encrypted: false,
     });
     for vtep in REMOTE_VTEPS {
         tables.vtep_add(vtep.into())?;
@@ -166,7 +168,8 @@ impl Programs {
             vtep: map_v4(VTEP.octets()),
             punt_ifindex: 900,
             data_port: 4789,
-            _zero: 0,
+            crypt_ifindex: 901,
+            esp_port: 4500,
         })?;
         while let Some(update) = tables.poll_update() {
             programs.bpf.apply(update)?;

@@ -12,6 +12,7 @@ mod maps;
 mod packet;
 mod service;
 
+use core::hint::black_box;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::xdp_action::XDP_DROP;
@@ -20,13 +21,13 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use overlay_common::capture::Place;
 use overlay_common::counters::{DropReason, Stat};
 use overlay_common::echo;
-use overlay_common::layout::VtepEntry;
+use overlay_common::layout::{Config, VtepEntry};
 use overlay_common::outer::{Meta, OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::neighbour::{arp_reply, nd_reply};
 use overlay_common::verdict::{
-    EcnRewrite, Frame, Leaving, Tables, Verdict, from_agent_then, from_port_then, from_uplink_then,
-    leave_then, note_entrance, renew_entrance,
+    EcnRewrite, Frame, Leaving, Tables, Verdict, Way, from_agent_then, from_port_then,
+    from_uplink_then, leave_then, note_entrance, renew_entrance,
 };
 use overlay_common::wire::{
     ETH_LEN, ETH_P_IP, Family, Ip16, Mac, OUTER_V4_LEN, OUTER_V6_LEN, UDP_LEN, VXLAN_LEN,
@@ -63,27 +64,29 @@ pub fn ovl_uplink_tc(ctx: TcContext) -> i32 {
     uplink(Skb::new(&ctx))
 }
 
-/// tcx ingress on the near end of the punt link: what the agent sends.
+/// tcx ingress on the near ends of the punt link and the crypt link: what the agent sends.
 #[classifier]
 pub fn ovl_agent_tc(ctx: TcContext) -> i32 {
     agent(Skb::new(&ctx))
 }
 
-/// XDP on the far end of the punt link: what the other programs hand to the agent.
+/// XDP on the far ends of the punt link and the crypt link: what the other programs hand to the
+/// agent.
 #[xdp]
 pub fn ovl_punt_xdp(ctx: XdpContext) -> u32 {
     let marker = Xdp::new(&ctx)
         .load::<ETH_LEN>(0)
         .and_then(|eth| punt::decode(&eth));
-    let punted = matches!(
-        marker.map(|marker| marker.kind),
-        Some(Kind::FromPort | Kind::FromUplink)
-    );
-    if !punted {
-        count_drop(DropReason::NotPunted);
-        return XDP_DROP;
-    }
-    match OVL_XSKS.redirect(0, u64::from(XDP_DROP)) {
+    let socket = match marker.map(|marker| marker.kind) {
+        Some(Kind::FromPort | Kind::FromUplink | Kind::FromOpened) => 0,
+        // SAFETY: `ctx` is the program's own context.
+        Some(Kind::ToSeal | Kind::ToOpen) => 1 + unsafe { (*ctx.ctx).rx_queue_index },
+        _ => {
+            count_drop(DropReason::NotPunted);
+            return XDP_DROP;
+        }
+    };
+    match OVL_XSKS.redirect(socket, u64::from(XDP_DROP)) {
         Ok(action) => action,
         Err(_) => {
             count_drop(DropReason::NoAgent);
@@ -98,6 +101,8 @@ enum Origin {
     Port,
     Uplink,
     Agent,
+    /// From a crypt worker: it came sealed.
+    Opened,
 }
 
 /// Where a decision leaves its verdict.
@@ -156,6 +161,16 @@ fn uplink<P: Encap + Decap + Rewrite + Mirror>(packet: P) -> i32 {
 #[inline(always)]
 fn agent<P: Encap + Decap + Rewrite + Mirror>(packet: P) -> i32 {
     let mut slot = Slot::uninit();
+    let marker = packet
+        .load::<ETH_LEN>(0)
+        .and_then(|eth| punt::decode(&eth));
+    if matches!(marker.map(|marker| marker.kind), Some(Kind::Opened)) {
+        count(Stat::Opened);
+        let decided = decide_opened(&packet, &mut slot);
+        // SAFETY: `decide_opened` has written it when it returned Ok.
+        let verdict = decided.map(|()| unsafe { slot.assume_init_ref() });
+        return finish(packet, verdict, Origin::Opened);
+    }
     let decided = decide_agent(&packet, &mut slot);
     // SAFETY: `decide_agent` has written it when it returned Ok.
     let verdict = decided.map(|()| unsafe { slot.assume_init_ref() });
@@ -185,7 +200,14 @@ fn decide_leaving<P: Packet>(
 
 #[inline(never)]
 fn decide_uplink<P: Packet>(packet: &P, slot: &mut Slot) -> Result<(), DropReason> {
-    from_uplink_then(packet, &Maps, |verdict| {
+    from_uplink_then(packet, &Maps, Way::Clear, |verdict| {
+        slot.write(verdict);
+    })
+}
+
+#[inline(never)]
+fn decide_opened<P: Packet>(packet: &P, slot: &mut Slot) -> Result<(), DropReason> {
+    from_uplink_then(packet, &Maps, Way::Sealed, |verdict| {
         slot.write(verdict);
     })
 }
@@ -221,38 +243,15 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
     origin: Origin,
 ) -> Result<i32, DropReason> {
     match *verdict {
+        // What was sealed was for us.
+        Verdict::Pass if matches!(origin, Origin::Opened) => Err(DropReason::MalformedEsp),
         Verdict::Pass => Ok(P::PASS),
         Verdict::Drop(reason) => Err(reason),
         Verdict::Punt { reason, vni } => hand_over(packet, origin, reason, vni),
-        Verdict::Encap {
-            vtep,
-            dst,
-            meta,
-            vni,
-        } => {
-            let way = Way {
-                vtep,
-                dst,
-                meta,
-                vni,
-            };
-            send(packet, &way, origin)
-        }
-        Verdict::Return {
-            vtep,
-            dst,
-            meta,
-            vni,
-            ref mac,
-        } => {
-            let way = Way {
-                vtep,
-                dst,
-                meta,
-                vni,
-            };
+        Verdict::Encap { .. } => send(packet, verdict, origin),
+        Verdict::Return { ref mac, .. } => {
             packet.store(0, mac)?;
-            send(packet, &way, origin)
+            send(packet, verdict, origin)
         }
         Verdict::Switch { ifindex, answer } => {
             if answer != 0 {
@@ -332,32 +331,54 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
             capture::goes(packet, Place::Left, vtep.ifindex);
             done(packet.redirect(vtep.ifindex), Stat::AgentToVtep)
         }
+        Verdict::Seal => to_crypt(packet, Kind::ToSeal),
+        // What a worker has opened is opened once.
+        Verdict::Open if matches!(origin, Origin::Opened) => Err(DropReason::MalformedEsp),
+        Verdict::Open => to_crypt(packet, Kind::ToOpen),
     }
 }
 
-/// Where a frame goes, and with which outer headers.
-struct Way {
-    vtep: &'static VtepEntry,
-    dst: &'static Ip16,
-    meta: Meta,
-    vni: u32,
-}
-
-/// Sends a frame to a VTEP.
+/// Sends a frame to a VTEP, as one of the two verdicts that tell so.
 #[inline(never)]
-fn send<P: Encap + Mirror>(packet: &mut P, way: &Way, origin: Origin) -> Result<i32, DropReason> {
-    let Way {
-        vtep,
-        dst,
-        meta,
-        vni,
-    } = *way;
+fn send<P: Encap + Mirror>(
+    packet: &mut P,
+    verdict: &Verdict<'static>,
+    origin: Origin,
+) -> Result<i32, DropReason> {
+    let (vtep, dst, meta, vni): (&VtepEntry, &Ip16, Meta, u32) = match *verdict {
+        Verdict::Encap {
+            vtep,
+            dst,
+            meta,
+            vni,
+            ..
+        }
+        | Verdict::Return {
+            vtep,
+            dst,
+            meta,
+            vni,
+            ..
+        } => (vtep, dst, meta, vni),
+        _ => return Err(DropReason::Helper),
+    };
     let config = Maps.config().ok_or(DropReason::UnknownPort)?;
     let encapsulated = match Family::of(&vtep.src_ip) {
         Family::V4 => encap(packet, &OuterV4::to_vtep(config, vtep, dst, meta, vni)),
-        Family::V6 => encap(packet, &OuterV6::to_vtep(config, vtep, dst, meta, vni)),
+        Family::V6 => encap_v6(packet, config, verdict),
+    };
+    // Read again, and not kept beside what `encap` has on the stack.
+    let (Verdict::Encap {
+        vtep, vni, seal, ..
+    }
+    | Verdict::Return {
+        vtep, vni, seal, ..
+    }) = *black_box(verdict)
+    else {
+        return Err(DropReason::Helper);
     };
     match encapsulated {
+        Ok(()) if seal => to_crypt(packet, Kind::ToSeal),
         Ok(()) => {
             capture::goes(packet, Place::Left, vtep.ifindex);
             done(packet.redirect(vtep.ifindex), Stat::Encapsulated)
@@ -367,10 +388,53 @@ fn send<P: Encap + Mirror>(packet: &mut P, way: &Way, origin: Origin) -> Result<
     }
 }
 
+/// Gives a frame, which has outer headers, to a crypt worker. Without workers it is lost: what is
+/// to be sealed goes nowhere else.
+#[inline(never)]
+fn to_crypt<P: Packet>(packet: &mut P, kind: Kind) -> Result<i32, DropReason> {
+    let config = Maps.config().ok_or(DropReason::NoAgent)?;
+    let marker = punt::encode(kind, None, packet.ifindex(), ETH_P_IP);
+    // The EtherType, of the outer IP header's family, stays.
+    let addresses: &[u8; 12] = marker.first_chunk().ok_or(DropReason::Helper)?;
+    packet.store(0, addresses)?;
+    let stat = match kind {
+        Kind::ToSeal => Stat::ToSeal,
+        _ => Stat::ToOpen,
+    };
+    done(packet.redirect(config.crypt_ifindex), stat)
+}
+
 /// Puts outer headers on.
 #[inline(never)]
 fn encap<P: Encap, H: Headers>(packet: &mut P, outer: &H) -> Result<(), EncapError> {
     packet.encap(outer)
+}
+
+/// The same over IPv6, where what the headers are made from needs a place of its own.
+#[inline(never)]
+fn encap_v6<P: Encap>(
+    packet: &mut P,
+    config: &Config,
+    verdict: &Verdict<'static>,
+) -> Result<(), EncapError> {
+    let (Verdict::Encap {
+        vtep,
+        dst,
+        meta,
+        vni,
+        ..
+    }
+    | Verdict::Return {
+        vtep,
+        dst,
+        meta,
+        vni,
+        ..
+    }) = *verdict
+    else {
+        return Err(EncapError::Failed(DropReason::Helper));
+    };
+    encap(packet, &OuterV6::to_vtep(config, vtep, dst, meta, vni))
 }
 
 /// Takes outer headers off.
@@ -421,11 +485,15 @@ fn hand_over<P: Encap>(
             let marker = punt::encode(Kind::FromPort, Some(reason), ifindex, ETH_P_IP);
             packet.prepend(&OuterV4::punted(config, marker, vni))?;
         }
-        Origin::Uplink => {
+        Origin::Uplink | Origin::Opened => {
             if len > LARGEST {
                 return Err(DropReason::PuntTooBig);
             }
-            let marker = punt::encode(Kind::FromUplink, Some(reason), ifindex, ETH_P_IP);
+            let kind = match origin {
+                Origin::Opened => Kind::FromOpened,
+                _ => Kind::FromUplink,
+            };
+            let marker = punt::encode(kind, Some(reason), ifindex, ETH_P_IP);
             // Its EtherType says what is outside.
             let addresses: &[u8; 12] = marker.first_chunk().ok_or(DropReason::Helper)?;
             packet.store(0, addresses)?;
@@ -504,7 +572,7 @@ fn reply<P: Mirror>(packet: &P, origin: Origin, stat: Stat) -> Result<i32, DropR
             done(packet.redirect(packet.ifindex()), stat)
         }
         // Only ports ask.
-        Origin::Uplink | Origin::Agent => Err(DropReason::Helper),
+        Origin::Uplink | Origin::Agent | Origin::Opened => Err(DropReason::Helper),
     }
 }
 

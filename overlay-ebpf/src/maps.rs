@@ -14,6 +14,7 @@ use overlay_common::layout::{
     Config, EntranceEntry, FdbEntry, FdbKey, FlowKey, NeighbourEntry, NeighbourKey, NetworkEntry,
     PortEntry, VtepEntry,
 };
+use overlay_common::punt::CRYPT_QUEUES;
 use overlay_common::verdict::Tables;
 use overlay_common::wire::Ip16;
 
@@ -39,7 +40,7 @@ static OVL_DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DropReason::COUNT as u3
 #[map]
 static OVL_STATS: PerCpuArray<u64> = PerCpuArray::pinned(Stat::COUNT as u32, 0);
 #[map]
-pub static OVL_XSKS: XskMap = XskMap::pinned(1, 0);
+pub static OVL_XSKS: XskMap = XskMap::pinned(1 + CRYPT_QUEUES, 0);
 
 /// Ports by their ifindex, of which several may share a slot: no harm, but a longer way for some.
 /// What an agent's programs have counted is of no use to the next one's.

@@ -6,7 +6,7 @@ use overlay_common::outer::{OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::testing::{Memory, Slice};
 use overlay_common::verdict::{
-    Frame, Verdict, from_agent, from_port, from_uplink, leave, neighbour, note_entrance,
+    Frame, Verdict, Way, from_agent, from_port, from_uplink, leave, neighbour, note_entrance,
     renew_entrance,
 };
 use overlay_common::wire::{Family, be16};
@@ -29,10 +29,17 @@ pub fn outcome(hook: Hook, frame: &[u8], beside: Beside, tables: &Memory) -> Out
             };
             (verdict, vec![Stat::PortFrames])
         }
-        Hook::UplinkXdp | Hook::UplinkTc => match from_uplink(&slice, tables) {
+        Hook::UplinkXdp | Hook::UplinkTc => match from_uplink(&slice, tables, Way::Clear) {
             Verdict::Pass => (Verdict::Pass, vec![]),
             verdict => (verdict, vec![Stat::UplinkFrames]),
         },
+        Hook::AgentTc if is_opened(frame) => {
+            let verdict = match from_uplink(&slice, tables, Way::Sealed) {
+                Verdict::Pass | Verdict::Open => Verdict::Drop(DropReason::MalformedEsp),
+                verdict => verdict,
+            };
+            (verdict, vec![Stat::Opened])
+        }
         Hook::AgentTc => (from_agent(&slice, tables), vec![]),
         Hook::PuntXdp => panic!("no verdict there"),
     };
@@ -40,6 +47,7 @@ pub fn outcome(hook: Hook, frame: &[u8], beside: Beside, tables: &Memory) -> Out
         hook,
         tables,
         beside,
+        opened: hook == Hook::AgentTc && is_opened(frame),
         outcome: Outcome {
             action: Action::Redirect,
             bytes: frame.to_vec(),
@@ -58,6 +66,7 @@ struct Run<'t> {
     hook: Hook,
     tables: &'t Memory,
     beside: Beside,
+    opened: bool,
     outcome: Outcome,
 }
 
@@ -81,6 +90,7 @@ impl Run<'_> {
                 dst,
                 meta,
                 vni,
+                seal,
             } => {
                 let config = self.tables.config.as_ref().unwrap();
                 match Family::of(dst) {
@@ -92,6 +102,9 @@ impl Run<'_> {
                         let outer = OuterV6::to_vtep(config, vtep, dst, meta, vni);
                         bytes.splice(..0, outer.to_bytes(len));
                     }
+                }
+                if seal {
+                    return self.to_crypt(Kind::ToSeal, Stat::ToSeal);
                 }
                 Stat::Encapsulated
             }
@@ -111,6 +124,7 @@ impl Run<'_> {
                 meta,
                 vni,
                 mac,
+                seal,
             } => {
                 bytes[..6].copy_from_slice(&mac);
                 return self.carry_out(Verdict::Encap {
@@ -118,6 +132,7 @@ impl Run<'_> {
                     dst,
                     meta,
                     vni,
+                    seal,
                 });
             }
             // There are no services here.
@@ -159,7 +174,7 @@ impl Run<'_> {
                 }
                 bytes.drain(..outer);
                 match self.hook {
-                    Hook::AgentTc => Stat::AgentToPort,
+                    Hook::AgentTc if !self.opened => Stat::AgentToPort,
                     _ if router => Stat::Routed,
                     _ => Stat::Decapsulated,
                 }
@@ -185,7 +200,16 @@ impl Run<'_> {
                 bytes[6..12].copy_from_slice(&vtep.src_mac);
                 Stat::AgentToVtep
             }
+            Verdict::Seal => return self.to_crypt(Kind::ToSeal, Stat::ToSeal),
+            Verdict::Open => return self.to_crypt(Kind::ToOpen, Stat::ToOpen),
         };
+        self.outcome.stats.push(stat);
+        Ok(())
+    }
+
+    fn to_crypt(&mut self, kind: Kind, stat: Stat) -> Result<(), DropReason> {
+        let marker = punt::encode(kind, None, PORT_A, 0x0800);
+        self.outcome.bytes[..12].copy_from_slice(&marker[..12]);
         self.outcome.stats.push(stat);
         Ok(())
     }
@@ -203,6 +227,8 @@ impl Run<'_> {
         let from_port = matches!(self.hook, Hook::PortXdp | Hook::PortTc);
         let kind = if from_port {
             Kind::FromPort
+        } else if self.opened {
+            Kind::FromOpened
         } else {
             Kind::FromUplink
         };
@@ -220,6 +246,12 @@ impl Run<'_> {
         self.outcome.stats.push(Stat::Punted);
         Ok(())
     }
+}
+
+/// Whether a crypt worker says that it has opened it.
+fn is_opened(frame: &[u8]) -> bool {
+    let marker = frame.first_chunk().and_then(punt::decode);
+    marker.is_some_and(|marker| marker.kind == Kind::Opened)
 }
 
 /// Exchanges the `len` bytes at `at` with those behind them.

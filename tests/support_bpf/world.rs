@@ -21,6 +21,7 @@ pub const PORT_A: u32 = 1;
 pub const PORT_B: u32 = 7;
 pub const UPLINK_IFINDEX: u32 = 50;
 pub const PUNT: u32 = 900;
+pub const CRYPT: u32 = 901;
 pub const VNI: u32 = 0x123456;
 pub const MTU: u32 = 1450;
 
@@ -99,7 +100,8 @@ pub fn tables_over(family: Family) -> Memory {
             vtep: vtep(VTEP),
             punt_ifindex: PUNT,
             data_port: 4789,
-            _zero: 0,
+            crypt_ifindex: CRYPT,
+            esp_port: 4500,
         }),
         ..Memory::default()
     };

@@ -215,6 +215,8 @@ pub struct Network {
     pub ipv6: Option<Subnet>,
     /// Nothing leads out of it or into it.
     pub internal: bool,
+    /// Between hosts its frames are encrypted.
+    pub encrypted: bool,
 }
 
 /// A range of addresses and the gateway in it.

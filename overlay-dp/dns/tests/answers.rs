@@ -32,6 +32,7 @@ fn network(number: u32, name: &str, subnet: &str) -> Network {
         gateway: subnet.iter().nth(1).unwrap(),
         ipv6: None,
         internal: false,
+        encrypted: false,
     }
 }
 

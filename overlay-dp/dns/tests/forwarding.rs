@@ -23,6 +23,7 @@ fn question(kind: RecordType) -> Question {
         gateway: "10.0.0.1".parse().unwrap(),
         ipv6: None,
         internal: false,
+        encrypted: false,
     });
     let mut message = Message::new(7, MessageType::Query, OpCode::Query);
     let name: Name = "example.com.".parse().unwrap();

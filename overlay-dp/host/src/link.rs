@@ -38,6 +38,8 @@ pub struct LinkInfo {
     pub alias: Option<String>,
     /// Its group (`IFLA_GROUP`); 0 unless somebody chose one.
     pub group: u32,
+    /// Receive queues that it was made with.
+    pub rx_queues: u32,
     /// A veth's peer, by index in its own namespace; a VLAN's lower interface.
     pub peer_index: Option<u32>,
     /// The id of the peer's namespace when that is another one.
@@ -86,6 +88,7 @@ impl LinkInfo {
             kind: String::new(),
             alias: None,
             group: 0,
+            rx_queues: 0,
             peer_index: None,
             link_netnsid: None,
             xdp: None,
@@ -97,6 +100,7 @@ impl LinkInfo {
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Group(group) => link.group = *group,
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::NumRxQueues(queues) => link.rx_queues = *queues,
                 LinkAttribute::Address(bytes) if ethernet => link.mac = mac(bytes),
                 LinkAttribute::Link(index) => link.peer_index = Some(*index),
                 LinkAttribute::LinkNetNsId(id) => link.link_netnsid = Some(*id),

@@ -14,11 +14,13 @@ pub struct PuntPair {
     pub near_ifindex: u32,
     /// The index of the second end.
     pub far_ifindex: u32,
+    /// How many queues they were made with, in each direction.
+    pub queues: u32,
 }
 
 impl Host {
     /// Makes sure of a veth pair `near` and `far` on the host, both up with this MTU (in bytes)
-    /// and without IPv6, and with `owner` as the alias. A pair of the same owner is kept, programs
+    /// and without IPv6, and with `owner` as the alias; a new one with so many queues. A pair of the same owner is kept, programs
     /// and all; veths of the same owner that are no pair are replaced.
     ///
     /// # Errors
@@ -29,6 +31,7 @@ impl Host {
         near: &str,
         far: &str,
         mtu: u32,
+        queues: u32,
         owner: &str,
     ) -> Result<PuntPair> {
         check_ifname(near)?;
@@ -40,7 +43,7 @@ impl Host {
                 pair
             }
             None => {
-                self.add_punt_pair(near, far, mtu, owner).await?;
+                self.add_punt_pair(near, far, mtu, queues, owner).await?;
                 let made = self.punt_pair(near, far, owner).await?;
                 made.ok_or_else(|| Error::NoInterface {
                     name: near.to_owned(),
@@ -74,6 +77,7 @@ impl Host {
             return Ok(Some(PuntPair {
                 near_ifindex: a.index,
                 far_ifindex: b.index,
+                queues: b.rx_queues.max(1),
             }));
         }
         for link in links.iter().flatten() {
@@ -82,16 +86,29 @@ impl Host {
         Ok(None)
     }
 
-    async fn add_punt_pair(&self, near: &str, far: &str, mtu: u32, owner: &str) -> Result<()> {
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(far)
-            .mtu(mtu)
-            .append_extra_attribute(LinkAttribute::Group(birth_mark(owner)))
-            .build();
-        let message = LinkVeth::new(near, far)
-            .mtu(mtu)
-            .append_extra_attribute(LinkAttribute::Group(birth_mark(owner)))
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+    async fn add_punt_pair(
+        &self,
+        near: &str,
+        far: &str,
+        mtu: u32,
+        queues: u32,
+        owner: &str,
+    ) -> Result<()> {
+        let attributes = || {
+            [
+                LinkAttribute::Group(birth_mark(owner)),
+                LinkAttribute::NumTxQueues(queues),
+                LinkAttribute::NumRxQueues(queues),
+            ]
+        };
+        let mut peer = LinkMessageBuilder::<LinkUnspec>::new().name(far).mtu(mtu);
+        let mut message = LinkVeth::new(near, far).mtu(mtu);
+        for attribute in attributes() {
+            peer = peer.append_extra_attribute(attribute.clone());
+            message = message.append_extra_attribute(attribute);
+        }
+        let message = message
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .build();
         match self.handle.link().add(message).execute().await {
             Ok(()) => {}

@@ -1,4 +1,4 @@
-//! Making the data path: programs, punt link, socket, hooks.
+//! Making the data path: programs, punt link and crypt link, socket, hooks.
 
 use std::sync::Arc;
 
@@ -20,6 +20,10 @@ use crate::bpf::{Bpf, Hook, HookKind, Site};
 pub const PUNT_NEAR: &str = "ovl-punt";
 /// See [`PUNT_NEAR`].
 pub const PUNT_FAR: &str = "ovl-agent";
+/// The crypt link's ends. The workers' sockets are on the far one.
+pub const CRYPT_NEAR: &str = "ovl-crypt";
+/// See [`CRYPT_NEAR`].
+pub const CRYPT_FAR: &str = "ovl-crypters";
 /// How ports begin.
 pub const PORT_PREFIX: &str = "ovp-";
 
@@ -93,8 +97,11 @@ pub struct Prepared {
     pub desk: Arc<Desk>,
     /// The punt link.
     pub punt: PuntPair,
+    /// The crypt link.
+    pub crypt: PuntPair,
+    /// What is true for the whole host.
+    pub config: Config,
     plan: Plan,
-    config: Config,
 }
 
 /// Loads the programs and makes the punt link with the agent's socket.
@@ -119,15 +126,22 @@ pub async fn prepare(
     }
     let owner = options.instance.owner();
     let punt = host
-        .create_punt_pair(PUNT_NEAR, PUNT_FAR, punt::MTU, &owner)
+        .create_punt_pair(PUNT_NEAR, PUNT_FAR, punt::MTU, 1, &owner)
         .await?;
-    // What is punted has its checksums finished on the way: the socket sees only bytes.
-    offload::set(PUNT_NEAR, Offload::TxChecksum, false)?;
+    let crypt = host
+        .create_punt_pair(CRYPT_NEAR, CRYPT_FAR, punt::MTU, crypt_queues(), &owner)
+        .await?;
+    // What is punted has its checksums finished on the way: the socket sees only bytes. And what a
+    // container sends as a super-packet is segmented there, as XDP on a veth has its peer do.
+    for near in [PUNT_NEAR, CRYPT_NEAR] {
+        offload::set(near, Offload::TxChecksum, false)?;
+    }
     let xsk = Xsk::bind(&XskConfig::new(punt.far_ifindex, 0))?;
     bpf.set_socket(&xsk)?;
     let local = Local {
         vtep: uplink.addr,
         data_port: options.data_port,
+        esp_port: options.esp_port,
         mtu: inner_mtu,
     };
     let tables = Arc::new(RwLock::new(Tables::new(local)?));
@@ -135,6 +149,7 @@ pub async fn prepare(
     let slow = SlowThread::start(xsk, Arc::clone(&tables), Arc::clone(&desk))?;
     let config = Config {
         punt_ifindex: punt.near_ifindex,
+        crypt_ifindex: crypt.near_ifindex,
         ..*tables.read().config()
     };
     Ok(Prepared {
@@ -143,9 +158,16 @@ pub async fn prepare(
         slow,
         desk,
         punt,
-        plan,
+        crypt,
         config,
+        plan,
     })
+}
+
+/// A queue, and a worker, for each CPU.
+fn crypt_queues() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    u32::try_from(cpus).map_or(punt::CRYPT_QUEUES, |cpus| cpus.min(punt::CRYPT_QUEUES))
 }
 
 /// Attaches to the punt link and the uplink; programs of an earlier agent are replaced without a
@@ -154,6 +176,7 @@ pub fn engage(prepared: &mut Prepared, uplink: &Uplink) -> Result<(Vec<Hook>, Pl
     let Prepared {
         bpf,
         punt,
+        crypt,
         plan,
         config,
         ..
@@ -175,6 +198,20 @@ pub fn engage(prepared: &mut Prepared, uplink: &Uplink) -> Result<(Vec<Hook>, Pl
             PUNT_NEAR,
             near,
             "frames from the agent",
+        )?,
+        bpf.attach(
+            Site::CryptFar,
+            HookKind::Xdp,
+            CRYPT_FAR,
+            crypt.far_ifindex,
+            "frames to be sealed or opened",
+        )?,
+        bpf.attach(
+            Site::CryptNear,
+            HookKind::Tcx,
+            CRYPT_NEAR,
+            crypt.near_ifindex,
+            "frames that were sealed or opened",
         )?,
     ];
     let mut plan = plan.clone();

@@ -71,7 +71,11 @@ impl Agent {
         let name = self.port_name(endpoint.vni, endpoint.mac).await?;
         let inner = name.replacen(PORT_PREFIX, INNER_PREFIX, 1);
         let here = HostNetns::current()?;
-        let mtu = self.inner_mtu;
+        let mtu = {
+            let tables = self.tables.read();
+            let network = tables.network(endpoint.vni);
+            network.map_or(self.inner_mtu, |network| tables.mtu_of(network))
+        };
         let made = self
             .host
             .create_port(&PortSpec {

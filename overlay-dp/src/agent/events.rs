@@ -19,6 +19,7 @@ impl Agent {
                 self.add_vtep(host.vtep).await;
                 self.sweep_due |= self.stale_kept;
                 self.host_is_up(&host);
+                self.keys.set_peer(host.id, host.vtep);
                 let old = self.members.insert(host.id, host.clone());
                 let moved = old.map(|old| old.vtep).filter(|old| *old != host.vtep);
                 if let Some(old) = moved {
@@ -32,6 +33,8 @@ impl Agent {
             }
             Event::MemberLeft(id) => {
                 tracing::info!(host = %self.name_of(id), "host left");
+                // Nothing is taken from it any more, or sent to it.
+                self.keys.remove_peer(id);
                 self.names.change(|names| names.host_gone(id));
                 self.sweep_due |= self.stale_kept;
                 if let Some(host) = self.members.remove(&id) {
@@ -110,6 +113,9 @@ impl Agent {
     pub(super) async fn on_tick(&mut self) {
         if !self.slow.is_running() {
             self.fatal = Some("the slow path has ended".to_owned());
+        }
+        if !self.crypt.are_running() {
+            self.fatal = Some("a crypt worker has ended".to_owned());
         }
         if !self.names.is_running() {
             self.fatal = Some("the name service has ended".to_owned());

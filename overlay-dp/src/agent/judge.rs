@@ -1,11 +1,12 @@
 //! What would become of a frame: decided by the verdicts' own code over the agent's tables, and by
 //! the programs themselves over their maps.
 
+use overlay_common::esp;
 use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
 };
 use overlay_common::punt::{self, Kind};
-use overlay_common::verdict::{self, Frame, Verdict, from_port, from_uplink};
+use overlay_common::verdict::{self, Frame, Verdict, Way, from_port, from_uplink};
 use overlay_common::wire::{ETH_LEN, Ip16};
 use overlay_core::model::MacAddr;
 use overlay_core::tables::Tables;
@@ -19,6 +20,8 @@ use crate::bpf::{Action, HookKind, Site};
 pub struct Judge {
     /// On this port, by ifindex; on the uplink when absent.
     pub port: Option<u32>,
+    /// Whether it came sealed, and was opened since; not from a port.
+    pub sealed: bool,
     /// All its bytes.
     pub frame: Vec<u8>,
 }
@@ -42,6 +45,8 @@ pub enum Fate {
     Balanced,
     /// Answered with this MAC.
     Answered(MacAddr),
+    /// It is ESP: a crypt worker opens it.
+    ToBeOpened,
     /// Something else, in the words of the verdict.
     Other(String),
 }
@@ -57,6 +62,8 @@ pub struct To {
     pub next_hop: MacAddr,
     /// The largest packet of a container that fits.
     pub mtu: u32,
+    /// Whether it is sealed before.
+    pub sealed: bool,
 }
 
 /// Both judgements.
@@ -81,6 +88,10 @@ pub enum Tried {
     ToAgent(&'static str),
     /// It sends it out as these bytes.
     Sent(Vec<u8>),
+    /// It gives it to a crypt worker as these bytes, which go to a VTEP once they are sealed.
+    ToSeal(Vec<u8>),
+    /// It gives it to a crypt worker, to be opened.
+    ToOpen,
 }
 
 impl Agent {
@@ -92,16 +103,26 @@ impl Agent {
                 Verdict::Leave(leaving) => verdict::leave(&bytes, &view, &leaving),
                 other => other,
             },
-            None => from_uplink(&bytes, &view),
+            None if judge.sealed => from_uplink(&bytes, &view, Way::Sealed),
+            None => from_uplink(&bytes, &view, Way::Clear),
         };
         let fate = fate(&verdict);
+        let mut frame = judge.frame.clone();
         let (site, kind, ifindex) = match judge.port {
             Some(ifindex) => (Site::Port, self.plan.port, ifindex),
+            None if judge.sealed => {
+                // As a crypt worker hands it over.
+                if let Some(eth) = frame.first_chunk_mut::<ETH_LEN>() {
+                    *eth = punt::encode(Kind::Opened, None, 0, punt::ethertype(eth));
+                }
+                let near = self.crypt_link.near_ifindex;
+                (Site::CryptNear, HookKind::Tcx, near)
+            }
             None => (Site::Uplink, self.plan.uplink, self.uplink.ifindex),
         };
         Judgement {
             tables: fate,
-            programs: self.try_program(site, kind, ifindex, &judge.frame),
+            programs: self.try_program(site, kind, ifindex, &frame),
             program: site.program(kind),
         }
     }
@@ -120,10 +141,17 @@ impl Agent {
             (Action::Pass, _) => Tried::Passed,
             (Action::Drop, _) => Tried::Dropped(tried.drops.iter().map(|r| r.name()).collect()),
             (Action::Redirect, Some(marker))
-                if matches!(marker.kind, Kind::FromPort | Kind::FromUplink) =>
+                if matches!(
+                    marker.kind,
+                    Kind::FromPort | Kind::FromUplink | Kind::FromOpened
+                ) =>
             {
                 Tried::ToAgent(marker.reason.map_or("unknown", |reason| reason.name()))
             }
+            (Action::Redirect, Some(marker)) if marker.kind == Kind::ToSeal => {
+                Tried::ToSeal(tried.bytes)
+            }
+            (Action::Redirect, Some(marker)) if marker.kind == Kind::ToOpen => Tried::ToOpen,
             (Action::Redirect, _) => Tried::Sent(tried.bytes),
         })
     }
@@ -134,12 +162,19 @@ fn fate(verdict: &Verdict<'_>) -> Fate {
         Verdict::Pass => Fate::Passed,
         Verdict::Drop(reason) => Fate::Dropped(reason.name()),
         Verdict::Punt { reason, .. } => Fate::ToAgent(reason.name()),
-        Verdict::Encap { vtep, dst, .. } => Fate::Encapsulated(To {
+        Verdict::Encap {
+            vtep, dst, seal, ..
+        } => Fate::Encapsulated(To {
             vtep: IpAddr::V6(Ipv6Addr::from_octets(**dst)).to_canonical(),
             ifindex: vtep.ifindex,
             next_hop: MacAddr(vtep.dst_mac),
-            mtu: vtep.mtu,
+            mtu: match seal {
+                true => esp::inner_mtu(vtep.mtu),
+                false => vtep.mtu,
+            },
+            sealed: *seal,
         }),
+        Verdict::Open => Fate::ToBeOpened,
         Verdict::Switch { ifindex, .. }
         | Verdict::Enter { ifindex, .. }
         | Verdict::Route { ifindex, .. } => Fate::Switched(*ifindex),

@@ -8,6 +8,7 @@ mod addresses;
 mod attachments;
 mod checks;
 mod checksums;
+mod crypt;
 mod data_port;
 mod datapath;
 mod desk;
@@ -16,6 +17,7 @@ mod events;
 mod firewall;
 pub(crate) mod fuzzing;
 mod judge;
+mod keys;
 mod leave;
 mod names;
 mod next_hops;
@@ -43,10 +45,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use overlay_cluster::Cluster;
+use overlay_common::layout::Config;
 use overlay_common::wire::VXLAN_PORT;
 use overlay_core::model::{Endpoint, Host as ClusterHost, HostId, Network, Vni};
 use overlay_core::tables::{StaticEntry, Tables};
-use overlay_host::{Host, HostEvent, Uplink};
+use overlay_host::{Host, HostEvent, PuntPair, Uplink};
 use parking_lot::RwLock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -67,8 +70,10 @@ pub use state::{JsonFile, Port};
 pub use addresses::{Addresses, Wish};
 use checks::Checks;
 use checksums::Checksums;
+use crypt::CryptThreads;
 use data_port::DataPort;
 use firewall::Firewall;
+pub use keys::KeyBook;
 use leave::Lock;
 use names::NameService;
 use next_hops::NextHops;
@@ -238,6 +243,7 @@ pub async fn run(options: Options) -> Result<()> {
             () = signals.received() => break None,
         }
         agent.flush();
+        agent.fit_crypt();
         agent.fit_routers().await;
         if agent.expelled {
             agent.stop_docker(&mut requests).await;
@@ -336,8 +342,19 @@ struct Agent {
     checks: Checks,
     /// What tables and names were told of services' own addresses.
     vips: Vips,
-    /// The ends of the punt link, by ifindex.
-    punt: [u32; 2],
+    /// The ends of the punt link and the crypt link, by ifindex.
+    links: [u32; 4],
+    /// What the programs know of this host.
+    config: Config,
+    crypt_link: PuntPair,
+    crypt: CryptThreads,
+    crypt_shared: Arc<crypt::Shared>,
+    /// What is agreed with other hosts for encrypted networks.
+    keys: Arc<KeyBook>,
+    /// Why encrypted networks carry nothing.
+    crypt_problem: Option<String>,
+    /// The version of the tables when it was last seen whether keys are needed.
+    tables_seen: Option<u64>,
     /// Why the agent can't go on.
     fatal: Option<String>,
     /// This host is a member no more.
@@ -488,6 +505,31 @@ impl Agent {
                 result = done;
             }
         }
+    }
+
+    /// Has keys agreed on while this host has a container in an encrypted network, and workers to
+    /// use them from the first such container on.
+    fn fit_crypt(&mut self) {
+        let (version, needed) = {
+            let tables = self.tables.read();
+            if self.tables_seen == Some(tables.version()) && self.crypt_problem.is_none() {
+                return;
+            }
+            (tables.version(), tables.needs_keys())
+        };
+        self.tables_seen = Some(version);
+        if needed {
+            let (far, queues) = (self.crypt_link.far_ifindex, self.crypt_link.queues);
+            let problem = self.crypt.start(&mut self.bpf, far, queues).err();
+            let problem = problem.map(|error| format!("{error:#}"));
+            if let Some(problem) = &problem
+                && self.crypt_problem.as_ref() != Some(problem)
+            {
+                tracing::error!("encrypted networks carry nothing: {problem}");
+            }
+            self.crypt_problem = problem;
+        }
+        self.keys.set_active(needed);
     }
 
     /// Writes to the BPF maps what the slow path found missing there.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,10 @@ pub struct Options {
     pub advertise: Option<IpAddr>,
     /// UDP port of VXLAN.
     pub data_port: u16,
+    /// UDP port of ESP.
+    pub esp_port: u16,
+    /// How long a key of encrypted networks is used.
+    pub key_lifetime: Duration,
     /// UDP port for joining.
     pub control_port: u16,
     /// UDP port for gossip.

@@ -61,7 +61,7 @@ impl Agent {
         }
         let name = self.port_name(endpoint.vni, endpoint.mac).await?;
         steps.done("netns");
-        let mtu = self.inner_mtu;
+        let mtu = self.tables.read().mtu_of(&network);
         let with_prefix = |ip: &IpAddr| Some((*ip, network.subnet_of(*ip)?.subnet.prefix()));
         let addrs: Vec<(IpAddr, u8)> = endpoint.ips.iter().filter_map(with_prefix).collect();
         // The host has its own way out, and an internal network none.

@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use overlay_cluster::{Cluster, Start};
+use overlay_esp::frame::Ports;
 use overlay_host::{Host, Monitor, Uplink};
 use tokio::sync::mpsc;
 
 use super::addresses::Addresses;
 use super::checks::Checks;
 use super::checksums::Checksums;
+use super::crypt::{self, CryptThreads};
 use super::data_port::{DataPort, echo_socket};
 use super::firewall::Firewall;
+use super::keys::KeyBook;
 use super::leave::Lock;
 use super::names::NameService;
 use super::next_hops::NextHops;
@@ -89,6 +92,10 @@ impl Agent {
             let checksums = Checksums::new(&plan);
             let sums = plan.port != HookKind::Xdp;
             let firewall = Firewall::start(&options.instance)?;
+            let crypt = crypt::Shared::new(Ports {
+                data: options.data_port,
+                esp: options.esp_port,
+            })?;
             let mut agent = Agent {
                 plan,
                 checksums,
@@ -99,7 +106,19 @@ impl Agent {
                 tables: prepared.tables,
                 slow: prepared.slow,
                 names: NameService::start(prepared.desk, options.resolv_conf.clone(), is_restart),
-                punt: [prepared.punt.near_ifindex, prepared.punt.far_ifindex],
+                links: [
+                    prepared.punt.near_ifindex,
+                    prepared.punt.far_ifindex,
+                    prepared.crypt.near_ifindex,
+                    prepared.crypt.far_ifindex,
+                ],
+                config: prepared.config,
+                crypt_link: prepared.crypt,
+                crypt: CryptThreads::none(Arc::clone(&crypt)),
+                keys: KeyBook::new(Arc::clone(&crypt), options.key_lifetime),
+                crypt_shared: crypt,
+                crypt_problem: None,
+                tables_seen: None,
                 fatal: None,
                 expelled: false,
                 untold: Vec::new(),
@@ -155,6 +174,7 @@ impl Agent {
                 cluster: cluster.clone(),
                 addresses,
                 agent: sender,
+                keys: Arc::clone(&agent.keys),
                 docker: options.plugin.is_some().then(|| {
                     let resolv_conf = agent.options.resolv_conf.clone();
                     Arc::new(docker::Client::new(options.daemon.clone(), resolv_conf))
@@ -202,6 +222,7 @@ impl Agent {
             if self.take_vtep(member.host.vtep) {
                 vteps.push(member.host.vtep);
             }
+            self.keys.set_peer(member.host.id, member.host.vtep);
             self.members.insert(member.host.id, member.host);
         }
         for entry in self.state.statics() {
@@ -218,6 +239,7 @@ impl Agent {
         self.resolve(vteps).await;
         self.take_over_ports().await?;
         self.flush();
+        self.fit_crypt();
         Ok(())
     }
 }

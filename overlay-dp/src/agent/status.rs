@@ -38,11 +38,12 @@ impl Agent {
                 }
             })
             .collect();
-        let drops = self
-            .bpf
-            .drops()?
-            .into_iter()
-            .map(|(reason, n)| (reason.name().to_owned(), n + self.slow.drops(reason)));
+        let drops = self.bpf.drops()?.into_iter().map(|(reason, n)| {
+            (
+                reason.name().to_owned(),
+                n + self.slow.drops(reason) + self.crypt_shared.drops(reason),
+            )
+        });
         let containers = self.state.ports().filter(|p| !p.endpoint.router);
         let networks: BTreeSet<_> = containers.map(|p| p.endpoint.vni).collect();
         Ok(Status {

@@ -84,8 +84,10 @@ impl Agent {
         self.uplink_event(&event);
         match event {
             HostEvent::LinkGone { ifindex, name } => {
-                if self.punt.contains(&ifindex) {
-                    self.fatal = Some(format!("the punt link's end {name} is gone"));
+                if self.links.contains(&ifindex) {
+                    self.fatal = Some(format!(
+                        "{name}, an end of a link of the agent's own, is gone"
+                    ));
                 }
                 self.port_gone(ifindex).await;
             }

@@ -122,7 +122,6 @@ impl Agent {
 
     /// This host's tunnels end at another address from now on.
     async fn take_address(&mut self, addr: IpAddr) -> Result<()> {
-        let port = self.options.data_port;
         let socket = echo_socket(addr)?;
         self.data_port = DataPort::hold(&self.host, &self.options, addr).await?;
         let vtep = self
@@ -130,12 +129,11 @@ impl Agent {
             .write()
             .set_vtep(addr)
             .context("the uplink's new address can't be used")?;
-        self.bpf.set_config(Config {
+        self.config = Config {
             vtep,
-            punt_ifindex: self.punt[0],
-            data_port: port,
-            _zero: 0,
-        })?;
+            ..self.config
+        };
+        self.bpf.set_config(self.config)?;
         self.prober.set_socket(Some(socket))?;
         tracing::warn!(old = %self.uplink.addr, new = %addr, "the uplink has another address, which is the VTEP's from now on");
         self.uplink.addr = addr;

@@ -17,7 +17,7 @@ use overlay_host::Netns as HostNetns;
 use serde::{Deserialize, Serialize};
 
 use super::data_port::DataPort;
-use super::datapath::{PORT_PREFIX, PUNT_FAR, PUNT_NEAR};
+use super::datapath::{CRYPT_FAR, CRYPT_NEAR, PORT_PREFIX, PUNT_FAR, PUNT_NEAR};
 use super::ports::{is_alive, netns_ref};
 use super::{Agent, Port};
 
@@ -321,10 +321,14 @@ impl Agent {
         for name in self.orphans().await? {
             report.add("kernel", name, "an interface of ours that no container has");
         }
-        for name in [PUNT_NEAR, PUNT_FAR] {
+        for name in [PUNT_NEAR, PUNT_FAR, CRYPT_NEAR, CRYPT_FAR] {
             let up = self.host.link(name).await?.is_some_and(|link| link.up);
             if !up {
-                report.add("kernel", name, "an end of the punt link is not up");
+                report.add(
+                    "kernel",
+                    name,
+                    "an end of a link of the agent's own is not up",
+                );
             }
         }
         if matches!(self.data_port, DataPort::Device) {

@@ -23,6 +23,7 @@ pub mod admin;
 pub mod attachments;
 pub mod client;
 pub mod docker;
+pub mod keys;
 mod metrics;
 mod names;
 pub mod overview;
@@ -71,6 +72,9 @@ pub struct NetworkInfo {
     /// Nothing leads out of it or into it.
     #[serde(default)]
     pub internal: bool,
+    /// Between hosts its frames are encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
     /// Hosts that have addresses of it.
     pub hosts: usize,
     /// Endpoints on all hosts. Where no container is attached to it, only `network inspect` knows:
@@ -111,6 +115,9 @@ pub struct NetworkCreate {
     /// Nothing is to lead out of it or into it.
     #[serde(default)]
     pub internal: bool,
+    /// Between hosts its frames are encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 /// An endpoint.

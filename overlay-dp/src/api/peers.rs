@@ -1,5 +1,5 @@
 //! What this host's agent answers other hosts' agents. They are members of the cluster, by their
-//! certificates, and may only look.
+//! certificates, and may only look, and agree on what the two send to each other with.
 
 use std::time::Duration;
 
@@ -24,7 +24,12 @@ pub(super) enum Question {
     Trace(trace::TraceAsk),
     /// What would become there of a frame that the asking host sends: a list of [`trace::Step`].
     Arrival(trace::Arrival),
+    /// What the two send to each other with: an [`overlay_esp::keys::Answer`].
+    Keys(overlay_esp::keys::Talk),
 }
+
+/// How long an agent may take to answer, when nobody waits for that.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An answer, or why there is none.
 #[derive(Serialize, Deserialize)]
@@ -76,6 +81,7 @@ async fn answer(ctx: &Ctx, from: HostId, question: &[u8]) -> Result<Vec<u8>> {
     match question {
         Question::Vteps => reply(ctx.ask(Request::Vteps).await),
         Question::Trace(ask) => reply(trace::trace_here(ctx, &ask).await),
+        Question::Keys(talk) => reply(ctx.keys.asked(from, &talk)),
         Question::Arrival(arrival) => reply(trace::arrive(ctx, from, arrival).await),
     }
 }

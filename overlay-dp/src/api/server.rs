@@ -27,7 +27,7 @@ use super::{
     ContainerAdd, ContainerInfo, ContainerRemove, Detach, Detached, ErrorBody, FdbAdd, FdbRemove,
     FdbRow, LocalContainer, NetworkCreate, NetworkDetail, NetworkInfo, Status, VtepInfo, names,
 };
-use crate::agent::{Addresses, Port, PortAdd, ROUTER_PREFIX, Reply, Request, Steps, Wish};
+use crate::agent::{Addresses, KeyBook, Port, PortAdd, ROUTER_PREFIX, Reply, Request, Steps, Wish};
 use crate::instance::Instance;
 use ipnetwork::IpNetwork;
 
@@ -79,7 +79,10 @@ pub(crate) async fn start(
         fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
     }
     let asks = ctx.cluster.peer_asks();
-    let mut beside = vec![tokio::spawn(super::peers::serve(ctx.clone(), asks))];
+    let mut beside = vec![
+        tokio::spawn(super::peers::serve(ctx.clone(), asks)),
+        tokio::spawn(super::keys::agree(ctx.clone())),
+    ];
     beside.extend(web.map(|web| tokio::spawn(web.serve(ctx.clone()))));
     let router = Router::new()
         .route("/v1/status", get(status))
@@ -94,6 +97,7 @@ pub(crate) async fn start(
         .route("/v1/detach", post(detach))
         .merge(super::admin::router())
         .merge(super::services::router())
+        .merge(super::keys::router())
         .merge(super::attachments::router())
         .merge(super::metrics::router())
         .merge(super::overview::router())
@@ -123,6 +127,8 @@ pub(crate) struct Ctx {
     pub cluster: Cluster,
     pub addresses: Arc<Addresses>,
     pub agent: mpsc::Sender<Request>,
+    /// What is agreed with other hosts for encrypted networks.
+    pub keys: Arc<KeyBook>,
     /// For asking this host's Docker, if it is served.
     pub docker: Option<Arc<crate::docker::Client>>,
 }
@@ -267,6 +273,7 @@ impl Ctx {
             gateway: network.gateway,
             ipv6: network.ipv6,
             internal: network.internal,
+            encrypted: network.encrypted,
         }
     }
 }
@@ -371,6 +378,7 @@ async fn network_create(
         ipv6: ask.ipv6,
         vni: ask.vni,
         internal: ask.internal,
+        encrypted: ask.encrypted,
     };
     let network = ctx.cluster.network_create(spec, avoid).await?;
     Ok(Json(ctx.network_info(network)))

@@ -137,6 +137,9 @@ pub(super) struct Arrival {
     pub frame: Vec<u8>,
     /// Who is to get it.
     pub to: Option<IpAddr>,
+    /// Whether it is sealed on the way.
+    #[serde(default)]
+    pub sealed: bool,
 }
 
 /// What the tables and the program say of one frame, as the details of a step: where they differ,
@@ -170,9 +173,11 @@ fn agree(fate: &Fate, tried: &Tried) -> bool {
         (Fate::Passed, Tried::Passed) => true,
         (Fate::Dropped(reason), Tried::Dropped(reasons)) => reasons.contains(reason),
         (Fate::ToAgent(reason), Tried::ToAgent(other)) => reason == other,
+        (Fate::Encapsulated(to), Tried::ToSeal(_)) => to.sealed,
+        (Fate::Encapsulated(to), Tried::Sent(_)) => !to.sealed,
+        (Fate::Balanced, Tried::ToSeal(_)) | (Fate::ToBeOpened, Tried::ToOpen) => true,
         (
-            Fate::Encapsulated(_)
-            | Fate::Switched(_)
+            Fate::Switched(_)
             | Fate::Decapsulated(_)
             | Fate::Answered(_)
             | Fate::Balanced
@@ -188,12 +193,16 @@ fn fate(fate: &Fate) -> String {
         Fate::Passed => "not ours, to the host's stack".to_owned(),
         Fate::Dropped(reason) => format!("drop, {reason}"),
         Fate::ToAgent(reason) => format!("to the agent, {reason}"),
+        Fate::Encapsulated(to) if to.sealed => {
+            format!("encapsulate to VTEP {}, sealed", to.vtep)
+        }
         Fate::Encapsulated(to) => format!("encapsulate to VTEP {}", to.vtep),
         Fate::Switched(ifindex) => format!("to the local port with ifindex {ifindex}"),
         Fate::Decapsulated(ifindex) => {
             format!("decapsulate to the local port with ifindex {ifindex}")
         }
         Fate::Answered(mac) => format!("answer with {mac}"),
+        Fate::ToBeOpened => "ESP, to a crypt worker".to_owned(),
         Fate::Balanced => "to a backend of the service".to_owned(),
         Fate::Other(verdict) => verdict.clone(),
     }
@@ -206,6 +215,8 @@ fn what(tried: &Tried) -> String {
         Tried::Dropped(reasons) => format!("drop, {}", reasons.join(" or ")),
         Tried::ToAgent(reason) => format!("to the agent, {reason}"),
         Tried::Sent(bytes) => format!("redirect, {} bytes", bytes.len()),
+        Tried::ToSeal(bytes) => format!("to a crypt worker to seal, {} bytes", bytes.len()),
+        Tried::ToOpen => "to a crypt worker to open".to_owned(),
     }
 }
 

@@ -31,6 +31,10 @@ pub enum Site {
     PuntNear,
     /// The far end of the punt link: frames for the agent.
     PuntFar,
+    /// The near end of the crypt link: frames that were sealed or opened.
+    CryptNear,
+    /// The far end of the crypt link: frames to be sealed or opened.
+    CryptFar,
 }
 
 /// How a program is attached.
@@ -59,7 +63,7 @@ pub struct Hook {
     pub interface: String,
     /// Its ifindex.
     pub ifindex: u32,
-    /// What it is: `port`, `uplink`, `punt-near` or `punt-far`.
+    /// What it is: `port`, `uplink`, `punt-near`, `punt-far`, `crypt-near` or `crypt-far`.
     pub site: String,
     /// The program's name.
     pub program: String,
@@ -77,8 +81,8 @@ impl Site {
             (Site::Port, HookKind::Tcx) => names::PORT_TC,
             (Site::Uplink, HookKind::Xdp) => names::UPLINK_XDP,
             (Site::Uplink, HookKind::Tcx) => names::UPLINK_TC,
-            (Site::PuntNear, _) => names::AGENT_TC,
-            (Site::PuntFar, _) => names::PUNT_XDP,
+            (Site::PuntNear | Site::CryptNear, _) => names::AGENT_TC,
+            (Site::PuntFar | Site::CryptFar, _) => names::PUNT_XDP,
         }
     }
 
@@ -89,6 +93,8 @@ impl Site {
             Site::Uplink => "uplink",
             Site::PuntNear => "punt-near",
             Site::PuntFar => "punt-far",
+            Site::CryptNear => "crypt-near",
+            Site::CryptFar => "crypt-far",
         }
     }
 }

@@ -24,7 +24,7 @@ pub use hooks::{Hook, HookKind, Site, detach_filter_of};
 pub use try_out::{Action, Tried};
 
 /// Pins of another layout are another directory: bump it with any change of `layout`.
-const LAYOUT_VERSION: &str = "v3";
+const LAYOUT_VERSION: &str = "v4";
 
 #[cfg(with_ebpf)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_EBPF_OBJECT"));
@@ -102,6 +102,15 @@ impl Bpf {
     /// Puts the agent's socket where punted frames go.
     pub fn set_socket(&mut self, socket: &impl std::os::fd::AsRawFd) -> Result<()> {
         Ok(self.maps.xsks.set(0, socket.as_raw_fd(), 0)?)
+    }
+
+    /// Puts a crypt worker's socket where the frames of a queue of the crypt link go.
+    pub fn set_crypt_socket(
+        &mut self,
+        queue: u32,
+        socket: &impl std::os::fd::AsRawFd,
+    ) -> Result<()> {
+        Ok(self.maps.xsks.set(1 + queue, socket.as_raw_fd(), 0)?)
     }
 
     /// Carries out one update.

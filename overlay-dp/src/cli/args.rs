@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use ipnetwork::IpNetwork;
 use overlay_core::model::{MacAddr, Vni};
 
 use super::docker::DockerArgs;
+use super::key::KeyCommand;
 use super::service::ServiceCommand;
 use crate::agent::{Datapath, OnExit};
 use crate::api::Publish;
@@ -74,6 +76,9 @@ pub enum Command {
     /// The hosts of the cluster
     #[command(subcommand)]
     Host(HostCommand),
+    /// The keys of encrypted networks
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// The join tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -142,6 +147,12 @@ pub struct AttachArgs {
     /// UDP port of VXLAN; the same on all hosts
     #[arg(long, default_value_t = 4789, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub data_port: u16,
+    /// UDP port of ESP, for encrypted networks; the same on all hosts
+    #[arg(long, default_value_t = 4500, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub esp_port: u16,
+    /// After so long other keys are agreed on for encrypted networks
+    #[arg(long, default_value = "12h", value_name = "TIME", value_parser = parse_lifetime)]
+    pub key_lifetime: Duration,
     /// UDP port for joining and agreed facts
     #[arg(long, default_value_t = 2377, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub control_port: u16,
@@ -200,6 +211,7 @@ pub enum NetworkCommand {
   overlay-dp network create green --subnet 10.30.0.0/16 --ip-range 10.30.128.0/17
   overlay-dp network create dual --ipv6
   overlay-dp network create backend --internal
+  overlay-dp network create secret --encrypted
   overlay-dp network create six --subnet 2001:db8:1::/64")]
     Create {
         /// Its name
@@ -222,6 +234,9 @@ pub enum NetworkCommand {
         /// No way out of it, and none into it
         #[arg(long)]
         internal: bool,
+        /// Encrypt what its containers on different hosts send each other (ESP, AES-256-GCM)
+        #[arg(long)]
+        encrypted: bool,
     },
     /// List networks
     Ls,
@@ -483,6 +498,20 @@ pub fn parse_netns(text: &str) -> anyhow::Result<crate::api::Netns> {
         )?))
     } else {
         Ok(crate::api::Netns::Name(text.to_owned()))
+    }
+}
+
+/// `90s`, `30m`, `12h`.
+fn parse_lifetime(text: &str) -> Result<Duration, String> {
+    const UNITS: [(char, u64); 3] = [('s', 1), ('m', 60), ('h', 3600)];
+    let unit = UNITS.into_iter().find(|(unit, _)| text.ends_with(*unit));
+    let seconds = unit.and_then(|(unit, seconds)| {
+        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(seconds)
+    });
+    match seconds {
+        Some(seconds @ 10..=604_800) => Ok(Duration::from_secs(seconds)),
+        _ => Err("say a number and s, m or h, from 10s to 168h".to_owned()),
     }
 }
 

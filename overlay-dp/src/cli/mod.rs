@@ -5,6 +5,7 @@ pub mod args;
 mod capture;
 mod docker;
 mod docs;
+mod key;
 mod render;
 mod run;
 mod service;
@@ -97,6 +98,8 @@ async fn attach(instance: Instance, args: AttachArgs, group: Option<u32>) -> Res
         mtu: args.mtu,
         advertise: args.advertise_addr,
         data_port: args.data_port,
+        esp_port: args.esp_port,
+        key_lifetime: args.key_lifetime,
         control_port: args.control_port,
         gossip_port: args.gossip_port,
         host_name,
@@ -154,6 +157,7 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
         Command::Network(command) => network(instance, json, command).await,
         Command::Docker(command) => docker::run(instance, json, command).await,
         Command::Container(command) => container(instance, json, command).await,
+        Command::Key(command) => key::key(instance, json, command).await,
         Command::Service(command) => service::service(instance, json, command).await,
         Command::Fdb(command) => fdb(instance, json, command).await,
     }
@@ -188,6 +192,7 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
             ipv6,
             vni,
             internal,
+            encrypted,
         } => {
             let request = NetworkCreate {
                 name,
@@ -197,6 +202,7 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
                 ipv6,
                 vni,
                 internal,
+                encrypted,
             };
             let made: NetworkInfo =
                 call(instance, Method::POST, "/v1/networks", Some(&request)).await?;

@@ -50,6 +50,7 @@ pub fn networks(networks: &[NetworkInfo]) -> String {
             "HOSTS",
             "ENDPOINTS",
             "ATTACHED",
+            "ENCRYPTED",
         ],
         networks.iter().map(|n| {
             [
@@ -60,6 +61,7 @@ pub fn networks(networks: &[NetworkInfo]) -> String {
                 n.hosts.to_string(),
                 n.endpoints.map_or("-".into(), |n| n.to_string()),
                 if n.attached { "yes" } else { "no (known)" }.to_owned(),
+                if n.encrypted { "yes" } else { "no" }.to_owned(),
             ]
         }),
     )
@@ -70,7 +72,7 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
     let one = |d: &NetworkDetail| {
         let n = &d.network;
         format!(
-            "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n\n{}",
+            "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n  encrypted {}\n\n{}",
             n.name,
             n.vni,
             list(&families(n).map(|(subnet, _)| subnet).collect::<Vec<_>>()),
@@ -79,6 +81,11 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
                 "yes"
             } else {
                 "no: no container of this host is on it"
+            },
+            if n.encrypted {
+                "yes: ESP, AES-256-GCM, between hosts"
+            } else {
+                "no"
             },
             containers(&d.containers),
         )

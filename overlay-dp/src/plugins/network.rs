@@ -31,6 +31,9 @@ pub struct Make {
     /// Without a way out.
     #[serde(default)]
     pub internal: bool,
+    /// Between hosts its frames are encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 impl Make {
@@ -60,6 +63,7 @@ pub async fn find_or_make(instance: &Instance, name: &str, make: &Make) -> Resul
         ipv6: make.ipv6,
         vni: None,
         internal: make.internal,
+        encrypted: make.encrypted,
     };
     let made = call(instance, Method::POST, "/v1/networks", Some(&request)).await;
     match made {

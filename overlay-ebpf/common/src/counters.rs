@@ -82,6 +82,20 @@ counters! {
         NoAgent => "no-agent",
         /// The agent had no free frame to send with.
         PuntQueueFull => "punt-queue-full",
+        /// A frame in the clear for a network that is encrypted.
+        ClearForEncrypted => "clear-for-encrypted",
+        /// A frame that came sealed, for a network that is not encrypted.
+        SealedForClear => "sealed-for-clear",
+        /// A frame to be sealed for a VTEP with which no key is agreed (yet).
+        NoKey => "no-key",
+        /// An ESP packet with an SPI that this host has not given to its sender.
+        UnknownSpi => "unknown-spi",
+        /// An ESP packet that was not sealed with its SPI's key, or was changed since.
+        BadIcv => "bad-icv",
+        /// An ESP packet that came before, or too late to tell.
+        Replay => "replay",
+        /// An ESP packet that ends too early, or with something else than VXLAN inside.
+        MalformedEsp => "malformed-esp",
     }
 }
 
@@ -114,6 +128,12 @@ counters! {
         Balanced => "balanced",
         /// Frames given to the host itself: on their way out of a network, or for the host.
         Routed => "routed",
+        /// Frames of encrypted networks given to the crypt workers, on their way to a VTEP.
+        ToSeal => "to-seal",
+        /// ESP packets given to the crypt workers.
+        ToOpen => "to-open",
+        /// Frames that the crypt workers have opened.
+        Opened => "opened",
     }
 }
 

@@ -1,6 +1,7 @@
 //! Keys and values of the BPF maps: no padding, so that every byte is defined. The agent is the
 //! only writer; the programs only read (counters and entrances excepted).
 
+use crate::esp;
 use crate::wire::{Ip16, Mac, UNSPECIFIED, ip_eq};
 
 /// Declares that a type is plain bytes the agent may put into a BPF map, and proves its size.
@@ -40,7 +41,7 @@ pub mod names {
     pub const CAPTURE: &str = "OVL_CAPTURE";
     /// `PerfEventArray` of what is captured.
     pub const CAPTURED: &str = "OVL_CAPTURED";
-    /// `XskMap` with the agent's AF_XDP socket at 0.
+    /// `XskMap`: at 0 the slow path's AF_XDP socket, behind it those of the crypt workers.
     pub const XSKS: &str = "OVL_XSKS";
     /// `HashMap<SlotKey, Peer>`: see [`crate::service`].
     pub const SLOTS: &str = "OVL_SLOTS";
@@ -53,9 +54,10 @@ pub mod names {
     pub const PORT_TC: &str = "ovl_port_tc";
     /// tcx ingress on the uplink.
     pub const UPLINK_TC: &str = "ovl_uplink_tc";
-    /// tcx ingress on the near end of the punt link: frames that the agent sends.
+    /// tcx ingress on the near ends of the punt link and the crypt link: frames that the agent
+    /// sends.
     pub const AGENT_TC: &str = "ovl_agent_tc";
-    /// XDP on the far end of the punt link: into the agent's socket.
+    /// XDP on the far ends of the punt link and the crypt link: into the agent's sockets.
     pub const PUNT_XDP: &str = "ovl_punt_xdp";
 }
 
@@ -67,12 +69,14 @@ pub struct Config {
     pub vtep: Ip16,
     /// The near end of the punt link.
     pub punt_ifindex: u32,
+    /// The near end of the crypt link.
+    pub crypt_ifindex: u32,
     /// UDP port of VXLAN, host order.
     pub data_port: u16,
-    /// Zero.
-    pub _zero: u16,
+    /// UDP port of ESP, host order.
+    pub esp_port: u16,
 }
-pod!(Config, 24);
+pod!(Config, 28);
 
 /// A port's flag: the host itself is behind it, so any source IP may come out of it.
 pub const PORT_ROUTER: u32 = 1;
@@ -80,6 +84,8 @@ pub const PORT_ROUTER: u32 = 1;
 pub const PORT_INTERCEPT_DNS: u32 = 2;
 /// A port's flag: its endpoint belongs to a service; see [`FDB_BACKEND`].
 pub const PORT_BACKEND: u32 = 4;
+/// A port's flag: its network is encrypted: nothing that it sends leaves the host in the clear.
+pub const PORT_ENCRYPTED: u32 = 8;
 
 /// A port: the host end of a container's veth.
 #[repr(C)]
@@ -97,10 +103,28 @@ pub struct PortEntry {
     pub ip4: [u8; 4],
     /// The IPv6 source addresses it may use; [`UNSPECIFIED`] where there are fewer.
     pub ip6: [Ip16; 2],
-    /// [`PORT_ROUTER`], [`PORT_INTERCEPT_DNS`], [`PORT_BACKEND`].
+    /// [`PORT_ROUTER`], [`PORT_INTERCEPT_DNS`], [`PORT_BACKEND`], [`PORT_ENCRYPTED`].
     pub flags: u32,
 }
 pod!(PortEntry, 56);
+
+impl PortEntry {
+    /// True when it has [`PORT_ENCRYPTED`].
+    #[inline(always)]
+    pub const fn is_encrypted(&self) -> bool {
+        self.flags & PORT_ENCRYPTED != 0
+    }
+
+    /// The largest inner packet that it can send to a VTEP.
+    #[inline(always)]
+    pub const fn mtu_to(&self, vtep: &VtepEntry) -> u32 {
+        if self.is_encrypted() {
+            esp::inner_mtu(vtep.mtu)
+        } else {
+            vtep.mtu
+        }
+    }
+}
 
 /// A network that has an endpoint on this host.
 #[repr(C)]
@@ -111,8 +135,10 @@ pub struct NetworkEntry {
     /// This host's own MAC in it, that of its router port; zero when it has none. Then the rest
     /// is zero, too.
     pub router: Mac,
+    /// 1 when it is encrypted: between hosts only sealed frames are its own.
+    pub encrypted: u8,
     /// Zero.
-    pub _zero: [u8; 2],
+    pub _zero: u8,
     /// Its IPv4 addresses …
     pub net4: [u8; 4],
     /// … and the bits that they have in common.
@@ -130,12 +156,19 @@ impl NetworkEntry {
         NetworkEntry {
             mtu,
             router: [0; 6],
-            _zero: [0; 2],
+            encrypted: 0,
+            _zero: 0,
             net4: [0; 4],
             mask4: [0; 4],
             net6: UNSPECIFIED,
             mask6: UNSPECIFIED,
         }
+    }
+
+    /// Whether only sealed frames are its own.
+    #[inline(always)]
+    pub const fn is_encrypted(&self) -> bool {
+        self.encrypted != 0
     }
 }
 
@@ -191,6 +224,8 @@ pub const FDB_SERVICE: u32 = 2;
 pub const FDB_ROUTER: u32 = 4;
 /// A MAC's flag: the gateway's, which is behind this host's router port for what is for outside.
 pub const FDB_GATEWAY: u32 = 8;
+/// A MAC's flag: it is on an encrypted network.
+pub const FDB_ENCRYPTED: u32 = 16;
 
 impl FdbEntry {
     /// Behind the VTEP with this address.
@@ -254,6 +289,25 @@ impl FdbEntry {
     #[inline(always)]
     pub const fn is_router(&self) -> bool {
         self.flags & FDB_ROUTER != 0
+    }
+
+    /// True when it has [`FDB_ENCRYPTED`].
+    #[inline(always)]
+    pub const fn is_encrypted(&self) -> bool {
+        self.flags & FDB_ENCRYPTED != 0
+    }
+
+    /// The same with [`FDB_ENCRYPTED`], or without.
+    pub const fn encrypted(self, encrypted: bool) -> FdbEntry {
+        let others = self.flags & !FDB_ENCRYPTED;
+        FdbEntry {
+            flags: if encrypted {
+                others | FDB_ENCRYPTED
+            } else {
+                others
+            },
+            ..self
+        }
     }
 
     /// The local port's ifindex, if it is local.
@@ -384,7 +438,8 @@ pub struct VtepEntry {
     pub src_ip: Ip16,
     /// The interface to send on; 0 while the next hop is not resolved.
     pub ifindex: u32,
-    /// Largest inner packet (Ethernet header excluded) that fits on the way there, in bytes.
+    /// Largest inner packet (Ethernet header excluded) that fits on the way there, in bytes, if it
+    /// is not sealed.
     pub mtu: u32,
     /// Outer source MAC.
     pub src_mac: Mac,

@@ -13,6 +13,7 @@ pub mod capture;
 pub mod checksum;
 pub mod counters;
 pub mod echo;
+pub mod esp;
 pub mod layout;
 pub mod outer;
 pub mod punt;

@@ -8,6 +8,9 @@
 //! +------+------+------+------+------+------+------+------+-------------+-----------+
 //! ```
 //!
+//! On the crypt link, another such pair, the same markers go between the programs and the workers
+//! that seal and open the frames of encrypted networks ([`esp`](crate::esp)).
+//!
 //! The lengths in a punted frame's outer headers mean nothing (segmentation may have cut it
 //! since): the frame's own length counts.
 
@@ -28,6 +31,28 @@ pub enum Kind {
     ToPort = 3,
     /// From the agent: send it to the VTEP of the outer destination address.
     ToVtep = 4,
+    /// To a crypt worker: seal it and send it to the VTEP of the outer destination address.
+    ToSeal = 5,
+    /// To a crypt worker: an ESP packet that came in on the uplink.
+    ToOpen = 6,
+    /// From a crypt worker: it came sealed, from the VTEP of the outer source address.
+    Opened = 7,
+    /// To the agent: it came in on the uplink, sealed; outer IP and UDP headers are the sender's.
+    FromOpened = 8,
+}
+
+impl Kind {
+    /// Every one.
+    pub const ALL: &'static [Kind] = &[
+        Kind::FromPort,
+        Kind::FromUplink,
+        Kind::ToPort,
+        Kind::ToVtep,
+        Kind::ToSeal,
+        Kind::ToOpen,
+        Kind::Opened,
+        Kind::FromOpened,
+    ];
 }
 
 /// Why the programs handed a frame to the agent.
@@ -96,9 +121,12 @@ pub struct Marker {
 /// less than this.
 pub const TOO_BIG_KEEP: u32 = 590;
 
-/// The MTU of both ends of the punt link: the largest that a veth with plain XDP takes, rounded
+/// The MTU of all ends of the punt link and the crypt link: the largest that a veth with plain XDP takes, rounded
 /// down.
 pub const MTU: u32 = 3498;
+
+/// The most queues that the crypt link has, each with a worker of its own.
+pub const CRYPT_QUEUES: u32 = 8;
 
 /// The marker's bytes: an Ethernet header with `ethertype`.
 #[inline(always)]
@@ -131,6 +159,10 @@ pub const fn decode(eth: &[u8; ETH_LEN]) -> Option<Marker> {
         2 => Kind::FromUplink,
         3 => Kind::ToPort,
         4 => Kind::ToVtep,
+        5 => Kind::ToSeal,
+        6 => Kind::ToOpen,
+        7 => Kind::Opened,
+        8 => Kind::FromOpened,
         _ => return None,
     };
     let reason = match eth[5] {
@@ -165,7 +197,7 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        for kind in [Kind::FromPort, Kind::FromUplink, Kind::ToPort, Kind::ToVtep] {
+        for kind in Kind::ALL.iter().copied() {
             for reason in Reason::ALL.iter().copied().map(Some).chain([None]) {
                 let bytes = encode(kind, reason, 0x01020304, 0x0800);
                 assert_eq!(

@@ -28,6 +28,8 @@ pub struct NetworkSpec {
     pub vni: Option<Vni>,
     /// Nothing leads out of it or into it.
     pub internal: bool,
+    /// Between hosts its frames are encrypted.
+    pub encrypted: bool,
 }
 
 /// A service that a user asks for.

@@ -24,7 +24,7 @@ impl FromPort<'_> {
         for (dst, vtep) in self.tables.flood_vteps(vni) {
             if vtep.ifindex == 0 {
                 sink.out.drop(DropReason::Unresolved);
-            } else if self.inner.len() - ETH_LEN > vtep.mtu as usize {
+            } else if self.inner.len() - ETH_LEN > self.port.mtu_to(vtep) as usize {
                 sink.out.drop(DropReason::PuntTooBig);
             } else {
                 sink.send_to_vtep(vtep, dst, meta, vni, self.inner);

@@ -25,6 +25,7 @@ use core::time::Duration;
 
 use overlay_common::counters::DropReason;
 use overlay_common::punt::{self, Kind};
+use overlay_common::verdict::Way;
 use overlay_common::wire::{ETH_LEN, ETH_P_IP, OUTER_V4_LEN};
 
 use crate::tables::{MapUpdate, Tables};
@@ -129,8 +130,12 @@ impl SlowPath {
                 }
                 Ok(())
             }
-            Kind::FromUplink => {
-                let from = FromUplink::new(tables, reason, frame)?;
+            Kind::FromUplink | Kind::FromOpened => {
+                let way = match marker.kind {
+                    Kind::FromOpened => Way::Sealed,
+                    _ => Way::Clear,
+                };
+                let from = FromUplink::new(tables, way, reason, frame)?;
                 let decided = from.decide(&mut sink);
                 if decided == Err(DropReason::UnknownSource) {
                     let (source, vtep) = from.source();
@@ -142,7 +147,9 @@ impl SlowPath {
                 }
                 decided
             }
-            Kind::ToPort | Kind::ToVtep => Err(DropReason::NotPunted),
+            Kind::ToPort | Kind::ToVtep | Kind::ToSeal | Kind::ToOpen | Kind::Opened => {
+                Err(DropReason::NotPunted)
+            }
         }
     }
 }

@@ -141,7 +141,9 @@ impl<'a> FromPort<'a> {
             | Verdict::Leave(_)
             | Verdict::Return { .. }
             | Verdict::EchoReply { .. }
-            | Verdict::Forward { .. } => Err(DropReason::NotPunted),
+            | Verdict::Forward { .. }
+            | Verdict::Seal
+            | Verdict::Open => Err(DropReason::NotPunted),
         }
     }
 

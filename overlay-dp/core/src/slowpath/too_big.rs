@@ -65,12 +65,14 @@ fn mtu(from: &FromPort<'_>) -> u32 {
         // Through which router it goes is not known here: the narrowest of all ways fits.
         let ways = from.tables.flood_vteps(from.port.vni);
         let ways = ways.filter(|(_, vtep)| vtep.ifindex != 0);
-        return ways.fold(from.port.mtu, |mtu, (_, vtep)| mtu.min(vtep.mtu));
+        return ways.fold(from.port.mtu, |mtu, (_, vtep)| {
+            mtu.min(from.port.mtu_to(vtep))
+        });
     }
     let entry = from.tables.fdb_entry(&FdbKey::new(from.port.vni, from.dst));
     let vtep = entry.and_then(|entry| from.tables.vtep_entry(entry.vtep()));
     match vtep {
-        Some(vtep) if vtep.ifindex != 0 => vtep.mtu.min(from.port.mtu),
+        Some(vtep) if vtep.ifindex != 0 => from.port.mtu_to(vtep).min(from.port.mtu),
         _ => from.port.mtu,
     }
 }

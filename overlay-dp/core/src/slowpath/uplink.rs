@@ -3,7 +3,7 @@
 use overlay_common::counters::DropReason;
 use overlay_common::layout::FdbKey;
 use overlay_common::punt::{self, Reason};
-use overlay_common::verdict::{self, Verdict};
+use overlay_common::verdict::{self, Verdict, Way};
 use overlay_common::wire::{
     ETH_LEN, ETH_P_IP, ETH_P_IPV6, Ip16, Mac, OUTER_V4_LEN, OUTER_V6_LEN, map_v4,
 };
@@ -51,6 +51,7 @@ fn split(frame: &[u8]) -> Result<(Outer, &[u8]), DropReason> {
 /// A frame that came in on the uplink.
 pub(super) struct FromUplink<'a> {
     tables: &'a Tables,
+    way: Way,
     reason: Reason,
     frame: &'a [u8],
     outer: Outer,
@@ -62,6 +63,7 @@ pub(super) struct FromUplink<'a> {
 impl<'a> FromUplink<'a> {
     pub fn new(
         tables: &'a Tables,
+        way: Way,
         reason: Reason,
         frame: &'a [u8],
     ) -> Result<FromUplink<'a>, DropReason> {
@@ -70,6 +72,7 @@ impl<'a> FromUplink<'a> {
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = eth;
         Ok(FromUplink {
             tables,
+            way,
             reason,
             frame,
             outer,
@@ -86,7 +89,7 @@ impl<'a> FromUplink<'a> {
         }
         let vni = self.outer.vni;
         let view = View::new(self.tables, vni, self.inner);
-        match verdict::from_uplink(&Bytes::segment(self.frame), &view) {
+        match verdict::from_uplink(&Bytes::segment(self.frame), &view, self.way) {
             Verdict::Drop(reason) => Err(reason),
             Verdict::Decap { ifindex, ecn, .. } => {
                 self.fill_source(sink);

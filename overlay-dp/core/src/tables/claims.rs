@@ -123,6 +123,11 @@ impl<K: Copy + Ord, V> Claims<K, V> {
         winners.map(|((key, rank), value)| (*key, rank.class, value))
     }
 
+    /// All values, of claims that don't count, too.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.all.values_mut()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }

@@ -14,8 +14,10 @@ pub struct Local {
     pub vtep: IpAddr,
     /// UDP port of VXLAN.
     pub data_port: u16,
+    /// UDP port of ESP.
+    pub esp_port: u16,
     /// Largest inner packet (Ethernet header excluded), in bytes: the uplink's MTU less 50 over
-    /// IPv4, 70 over IPv6.
+    /// IPv4, 70 over IPv6. On encrypted networks it is smaller: [`Tables::mtu_of`](super::Tables::mtu_of).
     pub mtu: u32,
 }
 

@@ -42,6 +42,7 @@ mod tests {
         let mut tables = Tables::new(Local {
             vtep: ip("192.0.2.1"),
             data_port: 4789,
+            esp_port: 4500,
             mtu: 1450,
         })
         .unwrap();

@@ -10,6 +10,9 @@
 //! - When two endpoints claim one MAC or one address, the gateway comes before a local port, that
 //!   before a static entry, that before another host; among equals the first one counts until it
 //!   withdraws. What another host says counts only while its VTEP is known.
+//! - That a network is encrypted is in the entries of its ports, so that nothing that they send
+//!   leaves in the clear, in those of its MACs, so that nothing is taken that came so, and in its
+//!   own, for what has no such entry.
 //! - An update never leaves a reference to something that is not in the maps: a VTEP is set before
 //!   the FDB entries behind it, a port before its FDB entry, and they are deleted the other way
 //!   round.
@@ -28,7 +31,7 @@ mod vtep;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use overlay_common::layout::{Config, PORT_ROUTER, VtepEntry};
+use overlay_common::layout::{Config, PORT_ENCRYPTED, PORT_ROUTER, VtepEntry};
 use overlay_common::wire::{Family, Ip16};
 
 pub use facts::{Error, Local, NextHop, StaticEntry};
@@ -48,7 +51,7 @@ use vtep::{Vtep, unresolved, vtep_key};
 #[derive(Debug)]
 pub struct Tables {
     local: Local,
-    /// `punt_ifindex` is not known here and 0.
+    /// `punt_ifindex` and `crypt_ifindex` are not known here and 0.
     config: Config,
     nets: BTreeMap<u32, Net>,
     vteps: BTreeMap<Ip16, Vtep>,
@@ -69,8 +72,9 @@ impl Tables {
             config: Config {
                 vtep: vtep_key(local.vtep)?,
                 punt_ifindex: 0,
+                crypt_ifindex: 0,
                 data_port: local.data_port,
-                _zero: 0,
+                esp_port: local.esp_port,
             },
             local,
             nets: BTreeMap::new(),
@@ -104,12 +108,8 @@ impl Tables {
             return;
         }
         self.local.mtu = mtu;
-        for port in self.ports.values_mut() {
-            port.entry.mtu = mtu;
-        }
         for net in self.nets.values_mut() {
-            net.mtu = mtu;
-            net.entry.mtu = mtu;
+            net.set_mtu(mtu, &mut self.ports);
             if net.active {
                 let set = |(ifindex, entry)| MapUpdate::SetPort(ifindex, entry);
                 self.updates.extend(net.port_entries(&self.ports).map(set));
@@ -125,6 +125,7 @@ impl Tables {
         if net.network.as_ref() == Some(&network) {
             return;
         }
+        net.set_encrypted(network.encrypted, &mut self.ports, &mut self.updates);
         let old = net.gateway.take();
         let ips: Vec<IpAddr> = network.gateways().collect();
         let new = Record::new(network.gateway_mac(), &ips, old.as_ref(), &mut self.seq);
@@ -348,7 +349,13 @@ impl Tables {
             true => flags | PORT_ROUTER,
             false => flags,
         };
-        let port = Port::new(endpoint.vni, record, self.local.mtu, flags);
+        let net = net_or_new(&mut self.nets, endpoint.vni, self.local.mtu);
+        let flags = if net.encrypted {
+            flags | PORT_ENCRYPTED
+        } else {
+            flags
+        };
+        let port = Port::new(endpoint.vni, record, net.inner_mtu(), flags);
         if old.is_some_and(|old| old.entry == port.entry && old.record.is_of(endpoint)) {
             return Ok(());
         }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use overlay_common::esp;
 use overlay_common::layout::{
     FDB_BACKEND, FDB_ROUTER, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry,
-    PortEntry,
+    PORT_ENCRYPTED, PortEntry,
 };
 use overlay_common::wire::Ip16;
 
@@ -26,7 +27,10 @@ pub(super) struct Net {
     pub gateway: Option<Record>,
     /// This host's own port, and the MAC behind it.
     pub router: Option<(u32, MacAddr)>,
+    /// Of networks that are not encrypted.
     pub mtu: u32,
+    /// As the network was when it was last known.
+    pub encrypted: bool,
     pub entry: NetworkEntry,
     /// The value is `None` for the gateway's MAC while there is no router: it is in no FDB.
     pub macs: Claims<MacAddr, Option<FdbEntry>>,
@@ -47,6 +51,7 @@ impl Net {
             gateway: None,
             router: None,
             mtu,
+            encrypted: false,
             entry: NetworkEntry::closed(mtu),
             macs: Claims::default(),
             ips: Claims::default(),
@@ -92,6 +97,7 @@ impl Net {
                 Owner::Gateway => self.gateway_entry(),
                 _ => owner.fdb_entry().map(|entry| entry.with(backend | router)),
             };
+            let entry = entry.map(|entry| entry.encrypted(self.encrypted));
             self.macs.set(new.mac, rank, entry);
             self.tell_mac(new.mac, before, updates);
             let entry = NeighbourEntry {
@@ -168,6 +174,53 @@ impl Net {
         }
     }
 
+    /// The largest packet of its containers.
+    pub fn inner_mtu(&self) -> u32 {
+        match self.encrypted {
+            true => esp::inner_mtu(self.mtu),
+            false => self.mtu,
+        }
+    }
+
+    /// Packets of networks that are not encrypted may have `mtu` bytes.
+    pub fn set_mtu(&mut self, mtu: u32, ports: &mut Ports) {
+        self.mtu = mtu;
+        self.entry.mtu = self.inner_mtu();
+        self.fit_ports(ports);
+    }
+
+    /// Says of all that it has whether it is encrypted. Only another network that gets the same VNI
+    /// ever changes that.
+    pub fn set_encrypted(&mut self, encrypted: bool, ports: &mut Ports, updates: &mut Updates) {
+        if self.encrypted == encrypted {
+            return;
+        }
+        // What is on its way out of the maps is of the network as it was.
+        let active = self.active;
+        self.deactivate(updates);
+        self.encrypted = encrypted;
+        self.entry = self.network_entry();
+        for entry in self.macs.values_mut().flatten() {
+            *entry = entry.encrypted(encrypted);
+        }
+        self.fit_ports(ports);
+        if active {
+            self.activate(ports, updates);
+        }
+    }
+
+    fn fit_ports(&self, ports: &mut Ports) {
+        for ifindex in &self.ports {
+            if let Some(port) = ports.get_mut(ifindex) {
+                port.entry.mtu = self.inner_mtu();
+                port.entry.flags &= !PORT_ENCRYPTED;
+                if self.encrypted {
+                    port.entry.flags |= PORT_ENCRYPTED;
+                }
+            }
+        }
+    }
+
     fn set_entry(&mut self, entry: NetworkEntry, updates: &mut Updates) {
         self.entry = entry;
         if self.active {
@@ -176,11 +229,13 @@ impl Net {
     }
 
     fn gateway_entry(&self) -> Option<FdbEntry> {
-        self.router.map(|(ifindex, _)| FdbEntry::gateway(ifindex))
+        let (ifindex, _) = self.router?;
+        Some(FdbEntry::gateway(ifindex).encrypted(self.encrypted))
     }
 
     fn network_entry(&self) -> NetworkEntry {
-        let mut entry = NetworkEntry::closed(self.mtu);
+        let mut entry = NetworkEntry::closed(self.inner_mtu());
+        entry.encrypted = self.encrypted.into();
         if let (Some((_, mac)), Some(network)) = (self.router, &self.network) {
             entry.router = mac.0;
             for family in network.subnets() {

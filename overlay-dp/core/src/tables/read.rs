@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use overlay_common::esp;
 use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NetworkEntry, PortEntry, VtepEntry,
 };
@@ -133,6 +134,19 @@ impl Tables {
         })
     }
 
+    /// The largest packet of a container on `network`.
+    pub fn mtu_of(&self, network: &Network) -> u32 {
+        match network.encrypted {
+            true => esp::inner_mtu(self.local.mtu),
+            false => self.local.mtu,
+        }
+    }
+
+    /// Whether this host has a port in an encrypted network.
+    pub fn needs_keys(&self) -> bool {
+        self.nets.values().any(|net| net.active && net.encrypted)
+    }
+
     /// The network with this VNI.
     pub fn network(&self, vni: Vni) -> Option<&Network> {
         self.nets.get(&vni.get())?.network.as_ref()
@@ -176,7 +190,8 @@ impl Tables {
         Some(&vtep.entry)
     }
 
-    /// The configuration that the programs have, except for the punt link, which is 0.
+    /// The configuration that the programs have, except for the punt link and the crypt link, which
+    /// are 0.
     pub fn config(&self) -> &Config {
         &self.config
     }

@@ -81,6 +81,7 @@ fn what_can_be_no_service_is_refused() {
     rig.create(spec("net", &[])).unwrap();
     rig.create(NetworkSpec {
         internal: true,
+        encrypted: false,
         ..spec("closed", &[])
     })
     .unwrap();

@@ -56,6 +56,7 @@ fn tables() -> Tables {
     let local = Local {
         vtep: IpAddr::from(vtep(1)),
         data_port: 4789,
+        esp_port: 4500,
         mtu: MTU,
     };
     let mut tables = Tables::new(local).unwrap();
@@ -66,6 +67,7 @@ fn tables() -> Tables {
         gateway: "10.0.0.1".parse().unwrap(),
         ipv6: None,
         internal: false,
+        encrypted: false,
     });
     for last in [2, 3] {
         let ip = IpAddr::from(vtep(last));

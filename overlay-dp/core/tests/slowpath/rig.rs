@@ -171,6 +171,7 @@ impl Rig {
         let local = Local {
             vtep: OWN.into(),
             data_port: 4789,
+            esp_port: 4500,
             mtu: MTU,
         };
         let mut tables = Tables::new(local).unwrap();
@@ -182,6 +183,7 @@ impl Rig {
                 gateway: gateway.parse().unwrap(),
                 ipv6: None,
                 internal: false,
+                encrypted: false,
             });
         }
         tables.network_add(Network {
@@ -194,6 +196,7 @@ impl Rig {
                 gateway: "fd04::1".parse().unwrap(),
             }),
             internal: false,
+            encrypted: false,
         });
         for (vtep, last) in [(A, 2), (B, 3), (D, 5)] {
             tables.vtep_add(vtep.into()).unwrap();

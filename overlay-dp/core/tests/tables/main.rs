@@ -16,6 +16,7 @@ fn tables() -> Tables {
     let local = Local {
         vtep: ip("172.31.1.5"),
         data_port: 4789,
+        esp_port: 4500,
         mtu: MTU,
     };
     Tables::new(local).unwrap()
@@ -41,6 +42,7 @@ fn network(number: u32) -> Network {
         gateway: ip("10.0.0.1"),
         ipv6: None,
         internal: false,
+        encrypted: false,
     }
 }
 

@@ -21,11 +21,11 @@ fn the_punt_pair_is_made_once() {
     h.block_on(async || {
         let host = Host::new().unwrap();
         let first = host
-            .create_punt_pair("ovl-near", "ovl-far", 1600, OWNER)
+            .create_punt_pair("ovl-near", "ovl-far", 1600, 1, OWNER)
             .await
             .unwrap();
         let again = host
-            .create_punt_pair("ovl-near", "ovl-far", 1700, OWNER)
+            .create_punt_pair("ovl-near", "ovl-far", 1700, 1, OWNER)
             .await
             .unwrap();
         assert_eq!(first, again);
@@ -47,7 +47,7 @@ fn the_punt_pair_is_made_once() {
             h.exec(&["ip", "link", "set", name, "alias", OWNER]);
         }
         let new = host
-            .create_punt_pair("ovl-near", "ovl-far", 1600, OWNER)
+            .create_punt_pair("ovl-near", "ovl-far", 1600, 1, OWNER)
             .await
             .unwrap();
         assert_ne!(first, new);
@@ -59,7 +59,7 @@ fn the_punt_pair_is_made_once() {
             "link add ovl-near group {BIRTH_MARK} type veth peer name ovl-far group {BIRTH_MARK}"
         ));
         h.exec(&["ip", "link", "set", "ovl-near", "alias", OWNER]);
-        host.create_punt_pair("ovl-near", "ovl-far", 1600, OWNER)
+        host.create_punt_pair("ovl-near", "ovl-far", 1600, 1, OWNER)
             .await
             .unwrap();
         for name in ["ovl-near", "ovl-far"] {
@@ -71,7 +71,7 @@ fn the_punt_pair_is_made_once() {
         host.delete_link("ovl-near").await.unwrap();
         h.ip("link add ovl-far type bridge");
         let error = host
-            .create_punt_pair("ovl-near", "ovl-far", 1600, OWNER)
+            .create_punt_pair("ovl-near", "ovl-far", 1600, 1, OWNER)
             .await
             .unwrap_err();
         assert!(matches!(error, Error::NotOurs { .. }), "{error}");
@@ -87,7 +87,7 @@ fn the_punt_pair_of_another_is_left_alone() {
     let h = Ns::new("h");
     h.block_on(async || {
         let host = Host::new().unwrap();
-        let make = async |owner| host.create_punt_pair("ovl-near", "ovl-far", 1600, owner).await;
+        let make = async |owner| host.create_punt_pair("ovl-near", "ovl-far", 1600, 1, owner).await;
         let theirs = make("another").await.unwrap();
         let error = make(OWNER).await.unwrap_err().to_string();
         assert!(

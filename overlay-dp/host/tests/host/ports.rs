@@ -198,7 +198,7 @@ fn an_mtu_below_1280_is_without_ipv6() {
         assert!(host.create_port(&small).await.unwrap().link_local.is_some());
 
         // The punt pair too.
-        host.create_punt_pair("ovl-near", "ovl-far", 600, OWNER)
+        host.create_punt_pair("ovl-near", "ovl-far", 600, 1, OWNER)
             .await
             .unwrap();
     });
@@ -392,7 +392,7 @@ fn futures_can_be_spawned() {
     #[allow(unused)]
     fn checked(host: &Host, spec: &PortSpec<'_>) {
         send(&host.create_port(spec));
-        send(&host.create_punt_pair("", "", 0, ""));
+        send(&host.create_punt_pair("", "", 0, 0, ""));
         send(&host.links_owned_by(""));
         send(&host.delete_owned("", ""));
         send(&host.set_container_mtu(spec.netns, "", 0));
@@ -421,7 +421,7 @@ fn many_go_at_once_and_others_stay() {
             };
             indexes.push(host.create_port(&port).await.unwrap().host_ifindex);
         }
-        let pair = host.create_punt_pair("ovl-near", "ovl-far", 1600, OWNER);
+        let pair = host.create_punt_pair("ovl-near", "ovl-far", 1600, 1, OWNER);
         let pair = pair.await.unwrap();
         let stays = indexes.pop().unwrap();
         // One that is gone already, and both ends of a pair.

@@ -49,6 +49,18 @@ pub fn about(reason: &str) -> &'static str {
         "helper-failed" => {
             "the kernel refused to change or redirect the packet: 'overlay-dp verify' on this host"
         }
+        "clear-for-encrypted" => {
+            "somebody sends in the clear for an encrypted network: a host of another version, or an attacker that uses a VTEP's address"
+        }
+        "sealed-for-clear" => {
+            "the other host has sealed a frame of a network that is not encrypted here: are both of the same version?"
+        }
+        "no-key" => {
+            "the two hosts' agents have not agreed on a key (yet): 'overlay-dp key ls' on both, and 'overlay-dp host ls' says whether they talk"
+        }
+        "unknown-spi" | "bad-icv" | "replay" | "malformed-esp" => {
+            "ESP packets come that no host of the cluster has sealed for this one now: old ones that are sent again, or another user of the ESP port (see --esp-port)"
+        }
         "no-agent" | "punt-queue-full" | "not-punted" => {
             "see whether the agent runs and keeps up: 'overlay-dp status'"
         }

@@ -16,6 +16,7 @@ pub async fn arrive(ctx: &Ctx, from: HostId, arrival: Arrival) -> Result<Vec<Ste
     let here = ctx.cluster.me().name;
     let judge = Judge {
         port: None,
+        sealed: arrival.sealed,
         frame: arrival.frame,
     };
     let judgement = ctx.ask(|reply| Request::Judge(judge, reply)).await?;
@@ -44,7 +45,10 @@ pub async fn arrive(ctx: &Ctx, from: HostId, arrival: Arrival) -> Result<Vec<Ste
                     "the agent decides in the program's place ({reason}) and fills the maps"
                 ));
             }
-            step.says = "taken out of the tunnel".to_owned();
+            step.says = match arrival.sealed {
+                true => "opened by a crypt worker, taken out of the tunnel".to_owned(),
+                false => "taken out of the tunnel".to_owned(),
+            };
             vec![step, delivered(ctx, &here, ifindex, arrival.to).await?]
         }
         _ => {

@@ -69,7 +69,11 @@ impl Walk<'_> {
 
     async fn judge(&self, frame: Vec<u8>) -> Result<Judgement> {
         let port = Some(self.port.local.port_ifindex);
-        let judge = Judge { port, frame };
+        let judge = Judge {
+            port,
+            sealed: false,
+            frame,
+        };
         self.ctx.ask(|reply| Request::Judge(judge, reply)).await
     }
 
@@ -219,6 +223,9 @@ impl Walk<'_> {
                     to_vtep.mtu
                 ));
                 self.steps.push(step);
+                if to_vtep.sealed && !self.seal(to_vtep) {
+                    return Ok(());
+                }
                 self.across(to_vtep, &judgement).await
             }
             Fate::Switched(ifindex) => {
@@ -268,7 +275,7 @@ impl Walk<'_> {
             return Ok(());
         };
         let chosen = match &judgement.programs {
-            Ok(Tried::Sent(frame)) => packet::destinations(frame),
+            Ok(Tried::Sent(frame) | Tried::ToSeal(frame)) => packet::destinations(frame),
             _ => None,
         };
         let Some((first, inner)) = chosen else {
@@ -295,8 +302,39 @@ impl Walk<'_> {
             ifindex: 0,
             next_hop: vtep.next_hop.unwrap_or(MacAddr([0; 6])),
             mtu: 0,
+            sealed: self.network.encrypted,
         };
+        if to.sealed && !self.seal(&to) {
+            return Ok(());
+        }
         self.across(&to, judgement).await
+    }
+
+    /// A crypt worker seals it, if there is a key.
+    fn seal(&mut self, to: &To) -> bool {
+        let members = self.ctx.cluster.members();
+        let member = members.iter().find(|member| member.host.vtep == to.vtep);
+        let rows = self.ctx.keys.rows();
+        let row = rows
+            .iter()
+            .find(|row| member.is_some_and(|member| member.host.id == row.host));
+        let outbound = row.and_then(|row| row.outbound.as_ref());
+        let step = match outbound {
+            Some(sa) => self.step(
+                "crypt worker",
+                true,
+                format!("sealed as ESP with SPI {:#010x}", sa.spi),
+            ),
+            None => self
+                .step(
+                    "crypt worker",
+                    false,
+                    "dropped: no key is agreed with that host, and nothing is sent in the clear",
+                )
+                .advice(advice::about("no-key")),
+        };
+        self.steps.push(step);
+        outbound.is_some()
     }
 
     fn is_for_gateway(&self) -> bool {
@@ -313,12 +351,13 @@ impl Walk<'_> {
         let Some(host) = vtep.and_then(|vtep| vtep.host).filter(|_| good) else {
             return Ok(());
         };
-        let Ok(Tried::Sent(frame)) = &judgement.programs else {
+        let Ok(Tried::Sent(frame) | Tried::ToSeal(frame)) = &judgement.programs else {
             let says = "what comes out of the program is not known: the other host can't be asked about it";
             self.steps.push(self.step("tunnel", true, says));
             return Ok(());
         };
         let question = peers::Question::Arrival(Arrival {
+            sealed: to.sealed,
             frame: frame.clone(),
             to: Some(self.dst),
         });

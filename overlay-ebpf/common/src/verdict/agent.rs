@@ -3,9 +3,13 @@
 use super::{Frame, Tables, Verdict};
 use crate::counters::DropReason;
 use crate::punt::{self, Kind};
-use crate::wire::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, IPV4_LEN, Ip16, OUTER_V4_LEN, map_v4};
+use crate::wire::{
+    ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, IPV4_LEN, IPV6_LEN, Ip16, OUTER_V4_LEN, UDP_LEN, be16,
+    map_v4,
+};
 
-/// Decides about a frame that came in on the near end of the punt link.
+/// Decides about a frame that came in on the near end of the punt link, or of the crypt link,
+/// unless that is [`Kind::Opened`]: such a one is judged as one from the uplink.
 pub fn from_agent<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Verdict<'t> {
     from_agent_then(frame, tables, |verdict| verdict).unwrap_or_else(Verdict::Drop)
 }
@@ -46,25 +50,43 @@ where
         }
         Kind::ToVtep if ethertype == ETH_P_IP => {
             let ip: [u8; IPV4_LEN] = frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
-            forward(tables, &map_v4([ip[16], ip[17], ip[18], ip[19]]), act)
+            let dst = map_v4([ip[16], ip[17], ip[18], ip[19]]);
+            forward(frame, tables, &dst, ETH_LEN + IPV4_LEN, act)
         }
         Kind::ToVtep if ethertype == ETH_P_IPV6 => {
             let dst: Ip16 = frame.load(ETH_LEN + 24).ok_or(DropReason::Truncated)?;
-            forward(tables, &dst, act)
+            forward(frame, tables, &dst, ETH_LEN + IPV6_LEN, act)
         }
         _ => Err(DropReason::NotPunted),
     }
 }
 
+/// Whatever the agent itself sends passes here: what is of an encrypted network leaves the host as
+/// ESP, or not at all. Its UDP header is at `udp_at`.
 #[inline(always)]
-fn forward<'t, T: Tables, R>(
+fn forward<'t, F: Frame, T: Tables, R>(
+    frame: &F,
     tables: &'t T,
     dst: &Ip16,
+    udp_at: usize,
     act: impl FnOnce(Verdict<'t>) -> R,
 ) -> Result<R, DropReason> {
     let vtep = tables.vtep(dst).ok_or(DropReason::UnknownVtep)?;
     if vtep.ifindex == 0 {
         return Err(DropReason::Unresolved);
+    }
+    let config = tables.config().ok_or(DropReason::NotPunted)?;
+    let udp: [u8; UDP_LEN] = frame.load(udp_at).ok_or(DropReason::Truncated)?;
+    let port = be16(udp[2], udp[3]);
+    if port == config.data_port {
+        let vxlan: [u8; 8] = frame.load(udp_at + UDP_LEN).ok_or(DropReason::Truncated)?;
+        let vni = u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]);
+        let network = tables.network(vni).ok_or(DropReason::UnknownVni)?;
+        if network.is_encrypted() {
+            return Ok(act(Verdict::Seal));
+        }
+    } else if port != config.esp_port {
+        return Err(DropReason::NotPunted);
     }
     Ok(act(Verdict::Forward { vtep }))
 }

@@ -23,7 +23,7 @@ mod uplink;
 pub use agent::{from_agent, from_agent_then};
 pub use port::{from_port, from_port_then};
 pub use router::{Leaving, leave, leave_then, note_entrance, renew_entrance};
-pub use uplink::{from_uplink, from_uplink_then};
+pub use uplink::{Way, from_uplink, from_uplink_then};
 
 use crate::counters::DropReason;
 use crate::layout::{
@@ -112,6 +112,8 @@ pub enum Verdict<'t> {
         meta: Meta,
         /// The network it is on.
         vni: u32,
+        /// Whether that is encrypted: then a crypt worker gets it, and sends it on.
+        seal: bool,
     },
     /// Give it, as it is, to another local port.
     Switch {
@@ -156,6 +158,8 @@ pub enum Verdict<'t> {
         vni: u32,
         /// The router's.
         mac: Mac,
+        /// As with [`Verdict::Encap`].
+        seal: bool,
     },
     /// Turn the ARP request into its reply ([`neighbour::arp_reply`]) and send it back.
     ArpReply {
@@ -195,6 +199,10 @@ pub enum Verdict<'t> {
         /// How to get there.
         vtep: &'t VtepEntry,
     },
+    /// The same, but its network is encrypted: a crypt worker gets it.
+    Seal,
+    /// It is sealed: a crypt worker gets it.
+    Open,
 }
 
 /// New bytes for an inner IP header.

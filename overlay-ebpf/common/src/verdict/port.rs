@@ -219,7 +219,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
         if vtep.ifindex == 0 {
             return Ok(act(self.punt(Reason::Unresolved)));
         }
-        if len > vtep.mtu {
+        if len > self.entry.mtu_to(vtep) {
             return Ok(act(self.punt(Reason::TooBig)));
         }
         Ok(act(Verdict::Encap {
@@ -227,6 +227,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
             dst,
             meta,
             vni,
+            seal: self.entry.is_encrypted(),
         }))
     }
 

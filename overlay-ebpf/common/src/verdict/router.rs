@@ -234,7 +234,7 @@ where
             && let Some(vtep) = tables.vtep(place.vtep())
             && vtep.ifindex != 0
         {
-            if len > vtep.mtu {
+            if len > entry.mtu_to(vtep) {
                 let reason = Reason::TooBig;
                 return Ok(act(Verdict::Punt { reason, vni }));
             }
@@ -245,6 +245,7 @@ where
                 meta,
                 vni,
                 mac,
+                seal: entry.is_encrypted(),
             }));
         }
     }

@@ -4,7 +4,7 @@
 use std::vec::Vec;
 
 use super::testing::{Memory, Slice};
-use super::{Verdict, from_agent, from_port, from_uplink, neighbour};
+use super::{Verdict, Way, from_agent, from_port, from_uplink, neighbour};
 use crate::checksum;
 use crate::counters::DropReason;
 use crate::layout::{
@@ -35,7 +35,8 @@ fn tables() -> Memory {
             vtep: map_v4(VTEP),
             punt_ifindex: 3,
             data_port: 4789,
-            _zero: 0,
+            crypt_ifindex: 901,
+            esp_port: 4500,
         }),
         ..Memory::default()
     };
@@ -230,7 +231,7 @@ fn tags_are_refused_wherever_the_kernel_keeps_them() {
     drops(port(&tables, &tagged), DropReason::InnerVlan);
     // On the uplink, the tagged frame is a VLAN interface's.
     let outer = wrap(FAR_VTEP, VNI, &eth(mac(A), mac(REMOTE), 0x88b5, &[0; 50]));
-    let verdict = from_uplink(&Slice::new(&outer), &tables);
+    let verdict = from_uplink(&Slice::new(&outer), &tables, Way::Clear);
     assert!(matches!(
         verdict,
         Verdict::Decap {
@@ -242,7 +243,7 @@ fn tags_are_refused_wherever_the_kernel_keeps_them() {
             entered: false,
         }
     ));
-    let verdict = from_uplink(&aside(&outer), &tables);
+    let verdict = from_uplink(&aside(&outer), &tables, Way::Clear);
     assert!(matches!(verdict, Verdict::Pass));
 }
 
@@ -305,12 +306,13 @@ fn the_uplink_trusts_nothing() {
     let mut tables = tables();
     let inner = eth(mac(A), mac(REMOTE), 0x88b5, &[0; 50]);
     let good = wrap(FAR_VTEP, VNI, &inner);
-    let verdict = |tables: &Memory, frame: &[u8]| match from_uplink(&Slice::new(frame), tables) {
-        Verdict::Drop(reason) => Err(reason),
-        Verdict::Punt { reason, .. } => Ok(Some(reason)),
-        Verdict::Decap { .. } => Ok(None),
-        other => panic!("{other:?}"),
-    };
+    let verdict =
+        |tables: &Memory, frame: &[u8]| match from_uplink(&Slice::new(frame), tables, Way::Clear) {
+            Verdict::Drop(reason) => Err(reason),
+            Verdict::Punt { reason, .. } => Ok(Some(reason)),
+            Verdict::Decap { .. } => Ok(None),
+            other => panic!("{other:?}"),
+        };
     assert_eq!(verdict(&tables, &good), Ok(None));
 
     let stranger = wrap([9; 4], VNI, &inner);
@@ -348,7 +350,7 @@ fn a_checksum_probe_that_does_not_add_up_is_answered_so() {
             sum_aside,
             ..Slice::new(bytes)
         };
-        match from_uplink(&slice, &tables) {
+        match from_uplink(&slice, &tables, Way::Clear) {
             Verdict::EchoReply { unsound, .. } => Ok(unsound),
             Verdict::Drop(reason) => Err(reason),
             other => panic!("{other:?}"),
@@ -369,13 +371,16 @@ fn outer_lengths_are_checked_except_of_super_packets() {
     let mut frame = wrap(FAR_VTEP, VNI, &eth(mac(A), mac(REMOTE), 0x88b5, &[0; 50]));
     frame[38..40].copy_from_slice(&[0, 3]);
     let single = Slice::new(&frame);
-    drops(from_uplink(&single, &tables), DropReason::OuterLength);
+    drops(
+        from_uplink(&single, &tables, Way::Clear),
+        DropReason::OuterLength,
+    );
     let merged = Slice {
         gso_size: 1400,
         ..single
     };
     assert!(matches!(
-        from_uplink(&merged, &tables),
+        from_uplink(&merged, &tables, Way::Clear),
         Verdict::Decap { .. }
     ));
 }

@@ -23,6 +23,7 @@ struct Outer {
     src: Ip16,
     tos: u8,
     vni: u32,
+    way: Way,
 }
 
 /// What an outer IP header says.
@@ -34,11 +35,21 @@ struct OuterIp {
     len: u32,
     /// False when the header's own checksum is wrong.
     sound: bool,
+    way: Way,
+}
+
+/// How a frame came from another VTEP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As it is.
+    Clear,
+    /// As ESP, which a crypt worker has opened: the outer source is whose key sealed it.
+    Sealed,
 }
 
 /// Decides about a frame that came in on the uplink.
-pub fn from_uplink<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Verdict<'t> {
-    from_uplink_then(frame, tables, |verdict| verdict).unwrap_or_else(Verdict::Drop)
+pub fn from_uplink<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T, way: Way) -> Verdict<'t> {
+    from_uplink_then(frame, tables, way, |verdict| verdict).unwrap_or_else(Verdict::Drop)
 }
 
 /// [`from_uplink`], with `act` called with the verdict.
@@ -49,6 +60,7 @@ pub fn from_uplink<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Verdict
 pub fn from_uplink_then<'t, F, T, R>(
     frame: &F,
     tables: &'t T,
+    way: Way,
     act: impl FnOnce(Verdict<'t>) -> R,
 ) -> Result<R, DropReason>
 where
@@ -66,8 +78,8 @@ where
         return Ok(act(Verdict::Pass));
     }
     match be16(t0, t1) {
-        ETH_P_IP => over_ipv4(frame, tables, config, act),
-        ETH_P_IPV6 => over_ipv6(frame, tables, config, act),
+        ETH_P_IP => over_ipv4(frame, tables, config, way, act),
+        ETH_P_IPV6 => over_ipv6(frame, tables, config, way, act),
         _ => Ok(act(Verdict::Pass)),
     }
 }
@@ -77,6 +89,7 @@ fn over_ipv4<'t, F: Frame, T: Tables, R>(
     frame: &F,
     tables: &'t T,
     config: &Config,
+    way: Way,
     act: impl FnOnce(Verdict<'t>) -> R,
 ) -> Result<R, DropReason> {
     let Some(ip) = frame.load::<IPV4_LEN>(ETH_LEN) else {
@@ -94,6 +107,7 @@ fn over_ipv4<'t, F: Frame, T: Tables, R>(
         tos: ip[1],
         len: be16(ip[2], ip[3]) as u32,
         sound: checksum::fold(checksum::sum(&ip)) == 0xffff,
+        way,
     };
     datagram(frame, tables, config, &ip, act)
 }
@@ -103,6 +117,7 @@ fn over_ipv6<'t, F: Frame, T: Tables, R>(
     frame: &F,
     tables: &'t T,
     config: &Config,
+    way: Way,
     act: impl FnOnce(Verdict<'t>) -> R,
 ) -> Result<R, DropReason> {
     let Some(dst) = frame.load::<16>(ETH_LEN + 24) else {
@@ -124,6 +139,7 @@ fn over_ipv6<'t, F: Frame, T: Tables, R>(
         tos: (h[0] << 4) | (h[1] >> 4),
         len: be16(h[4], h[5]) as u32 + IPV6_LEN as u32,
         sound: true,
+        way,
     };
     datagram(frame, tables, config, &ip, act)
 }
@@ -141,7 +157,12 @@ fn datagram<'t, F: Frame, T: Tables, R>(
     let Some(udp) = frame.load::<UDP_LEN>(udp_at) else {
         return Ok(act(Verdict::Pass));
     };
-    if be16(udp[2], udp[3]) != config.data_port {
+    let port = be16(udp[2], udp[3]);
+    if port != config.data_port {
+        // Who is no VTEP may use that port with the host itself.
+        if port == config.esp_port && tables.vtep(&ip.src).is_some() {
+            return Ok(act(Verdict::Open));
+        }
         return Ok(act(Verdict::Pass));
     }
     // From here on it is ours, and a fault is counted. Lengths of a GSO super-packet are those of
@@ -169,8 +190,9 @@ fn datagram<'t, F: Frame, T: Tables, R>(
         src: ip.src,
         tos: ip.tos,
         vni: u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]),
+        way: ip.way,
     };
-    if outer.vni == echo::VNI {
+    if outer.vni == echo::VNI && matches!(ip.way, Way::Clear) {
         let exact = ip.len + ETH_LEN as u32 == frame.total_len()
             && ip.len == udp_len + header_len
             && frame.gso_size() == 0;
@@ -245,6 +267,9 @@ fn inner<'t, F: Frame, T: Tables, R>(
         let reason = Reason::UnknownSource;
         return Ok(act(Verdict::Punt { reason, vni }));
     }
+    // Each MAC's entry says it, so that what is in the clear, and may be, needs no other look.
+    let encrypted = source.is_some_and(|source| source.is_encrypted());
+    refuse_way(outer.way, encrypted)?;
     if eth.is_tagged() {
         return Err(DropReason::InnerVlan);
     }
@@ -277,6 +302,17 @@ fn inner<'t, F: Frame, T: Tables, R>(
     })
 }
 
+/// On an encrypted network nothing is taken that did not come sealed, and on others nothing that
+/// did.
+#[inline(always)]
+fn refuse_way(way: Way, encrypted: bool) -> Result<(), DropReason> {
+    match (way, encrypted) {
+        (Way::Clear, true) => Err(DropReason::ClearForEncrypted),
+        (Way::Sealed, false) => Err(DropReason::SealedForClear),
+        _ => Ok(()),
+    }
+}
+
 /// Says what is wrong with a frame whose sender is not behind the VTEP it came from. `found` tells
 /// that it is elsewhere; otherwise the agent may know more than the map.
 #[inline(always)]
@@ -287,7 +323,8 @@ fn refuse_sender<T: Tables>(
     found: bool,
 ) -> Result<(), DropReason> {
     tables.vtep(&outer.src).ok_or(DropReason::UnknownVtep)?;
-    tables.network(outer.vni).ok_or(DropReason::UnknownVni)?;
+    let network = tables.network(outer.vni).ok_or(DropReason::UnknownVni)?;
+    refuse_way(outer.way, network.is_encrypted())?;
     if eth.is_tagged() {
         return Err(DropReason::InnerVlan);
     }

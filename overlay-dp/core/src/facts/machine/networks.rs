@@ -59,6 +59,7 @@ pub(super) fn plan(
         gateway: first.gateway,
         ipv6: second,
         internal: spec.internal,
+        encrypted: spec.encrypted,
     };
     if let Some(gateway) = spec
         .gateways
