@@ -27,7 +27,7 @@ fn rotation_loses_nothing() {
             )?;
             before = spis(&secret, 1)?;
         }
-        let report = load.stop()?;
+        let report = load.finish()?;
         ensure!(report.sent > 1000, "{report:?}");
         ensure!(
             report.received == report.sent && report.bytes_received == report.bytes_sent,
@@ -55,7 +55,7 @@ fn spis(secret: &Secret<'_>, number: usize) -> Result<Vec<String>> {
     let inbound = row["inbound"].as_array().context("no inbound")?;
     let newest = inbound.last().context("none inbound")?;
     ensure!(newest["current"] == true, "{keys}");
-    let spi = |sa: &Value| Ok(sa["spi"].as_str().context("no SPI")?.to_owned());
+    let spi = |sa: &Value| anyhow::Ok(sa["spi"].as_str().context("no SPI")?.to_owned());
     Ok(vec![spi(newest)?, spi(&row["outbound"])?])
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use overlay_lab::{Background, Lab, Signal, wait_until};
+use overlay_lab::{Background, Lab, wait_until};
 use pcap_file::pcap::PcapReader;
+use rustix::process::Signal;
 
 use super::MARKER;
 

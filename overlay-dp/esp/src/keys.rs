@@ -199,7 +199,7 @@ impl Keys {
         self.changed |= peer.take(talk.give.as_ref(), now);
         peer.heard(talk.holds, now, &self.timing);
         let lacks = talk.renew || !peer.has_given(talk.holds);
-        let given = match self.active && lacks {
+        let given = match self.active && lacks && peer.may_be_given() {
             true => give(peer, (draw, &taken), now, &mut self.changed),
             false => None,
         };

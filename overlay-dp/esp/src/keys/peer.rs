@@ -126,7 +126,9 @@ impl Peer {
                     || newest.sa.highest() >= ENOUGH_PACKETS
             }
         };
-        let new = (renew || wants_new) && !std::mem::take(&mut self.look_first);
+        let look_first = std::mem::take(&mut self.look_first) && !renew;
+        let look = look_first || self.unheard() >= UNHEARD;
+        let new = (renew || wants_new) && !look;
         Talk {
             give: if new { give(self) } else { None },
             holds: self.holds(),
@@ -136,7 +138,12 @@ impl Peer {
 
     pub fn answered(&mut self, holds: Option<u32>, now: Duration, timing: &Timing) {
         self.asked = None;
-        if self.heard(holds, now, timing) {
+        let newest = self.heard(holds, now, timing);
+        // What it has not heard of by now did not arrive, unless an answer is still on its way.
+        for given in self.inbound.iter_mut().filter(|given| !given.heard) {
+            given.until.get_or_insert(now + timing.grace);
+        }
+        if newest {
             self.failures = 0;
             self.due = now + timing.check;
         } else {
@@ -158,14 +165,18 @@ impl Peer {
 
     /// It sends with what has this SPI. True when that is the newest.
     pub fn heard(&mut self, holds: Option<u32>, now: Duration, timing: &Timing) -> bool {
+        // What it sends with is never taken from it.
+        let mut given = self.inbound.iter_mut();
+        if let Some(its) = given.find(|given| holds == Some(given.sa.spi())) {
+            its.heard = true;
+            its.until = None;
+        }
         let Some((newest, older)) = self.inbound.split_last_mut() else {
             return false;
         };
         if holds != Some(newest.sa.spi()) {
             return false;
         }
-        newest.heard = true;
-        newest.until = None;
         for given in older {
             given.until.get_or_insert(now + timing.grace);
         }
@@ -184,13 +195,19 @@ impl Peer {
         self.due = self.due.min(now + SOON);
     }
 
+    /// How many given secrets there are of which nobody knows whether they arrived. With too many,
+    /// the other host is only asked what it has: it may use any of them.
+    fn unheard(&self) -> usize {
+        let unknown = |given: &&Given| !given.heard && given.until.is_none();
+        self.inbound.iter().filter(unknown).count()
+    }
+
+    /// Whether another secret may be given in an answer.
+    pub fn may_be_given(&self) -> bool {
+        self.unheard() < UNHEARD
+    }
+
     pub fn add_inbound(&mut self, sa: Arc<Inbound>, now: Duration) {
-        let unheard = |given: &&Given| !given.heard;
-        if self.inbound.iter().filter(unheard).count() >= UNHEARD
-            && let Some(oldest) = self.inbound.iter().position(|given| !given.heard)
-        {
-            self.inbound.remove(oldest);
-        }
         self.inbound.push(Given {
             sa,
             since: now,

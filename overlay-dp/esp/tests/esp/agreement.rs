@@ -22,7 +22,7 @@ struct Pair {
 }
 
 fn id(n: usize) -> HostId {
-    format!("{:032x}", n + 1).parse().unwrap()
+    HostId(n as u64 + 1)
 }
 
 fn vtep(n: usize) -> Ip16 {
