@@ -45,7 +45,6 @@ impl Tap {
 
 /// A datagram between the hosts.
 pub struct Datagram {
-    pub from: [u8; 4],
     pub to: [u8; 4],
     pub port: u16,
     pub payload: Vec<u8>,
@@ -74,7 +73,6 @@ impl Seen {
             let port = udp.destination_port();
             seen.esp += usize::from(port == 4500);
             seen.all.push(Datagram {
-                from: ip.header().source(),
                 to: ip.header().destination(),
                 port,
                 payload: udp.payload().to_vec(),

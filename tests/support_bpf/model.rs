@@ -104,7 +104,7 @@ impl Run<'_> {
                     }
                 }
                 if seal {
-                    return self.to_crypt(Kind::ToSeal, Stat::ToSeal);
+                    return self.give_to_crypt(Kind::ToSeal, Stat::ToSeal);
                 }
                 Stat::Encapsulated
             }
@@ -200,14 +200,14 @@ impl Run<'_> {
                 bytes[6..12].copy_from_slice(&vtep.src_mac);
                 Stat::AgentToVtep
             }
-            Verdict::Seal => return self.to_crypt(Kind::ToSeal, Stat::ToSeal),
-            Verdict::Open => return self.to_crypt(Kind::ToOpen, Stat::ToOpen),
+            Verdict::Seal => return self.give_to_crypt(Kind::ToSeal, Stat::ToSeal),
+            Verdict::Open => return self.give_to_crypt(Kind::ToOpen, Stat::ToOpen),
         };
         self.outcome.stats.push(stat);
         Ok(())
     }
 
-    fn to_crypt(&mut self, kind: Kind, stat: Stat) -> Result<(), DropReason> {
+    fn give_to_crypt(&mut self, kind: Kind, stat: Stat) -> Result<(), DropReason> {
         let marker = punt::encode(kind, None, PORT_A, 0x0800);
         self.outcome.bytes[..12].copy_from_slice(&marker[..12]);
         self.outcome.stats.push(stat);

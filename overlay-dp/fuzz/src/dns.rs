@@ -18,6 +18,7 @@ fn names() -> Names {
         gateway: [10, 0, 0, 1].into(),
         ipv6: None,
         internal: false,
+        encrypted: false,
     });
     for last in 2..200 {
         names.endpoint_up(

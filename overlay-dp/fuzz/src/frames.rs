@@ -4,7 +4,8 @@ use overlay_common::punt::{self, Kind};
 use overlay_common::service::Flow;
 use overlay_common::verdict::testing::{Memory, Slice};
 use overlay_common::verdict::{
-    Verdict, from_agent, from_port, from_uplink, leave, neighbour, note_entrance, renew_entrance,
+    Verdict, Way, from_agent, from_port, from_uplink, leave, neighbour, note_entrance,
+    renew_entrance,
 };
 use overlay_common::wire::ETH_LEN;
 
@@ -75,7 +76,7 @@ fn port(frame: &Slice<'_>, tables: &Memory, ifindex: u32) {
 }
 
 fn uplink(frame: &Slice<'_>, tables: &Memory) {
-    match from_uplink(frame, tables) {
+    match from_uplink(frame, tables, Way::Clear) {
         Verdict::Decap {
             family,
             ecn,
@@ -95,9 +96,12 @@ fn uplink(frame: &Slice<'_>, tables: &Memory) {
         Verdict::EchoReply { family, .. } => {
             assert!(frame.bytes.len() >= family.outer_len() + 16);
         }
-        Verdict::Pass | Verdict::Drop(_) | Verdict::Punt { .. } => {}
+        Verdict::Pass | Verdict::Drop(_) | Verdict::Punt { .. } | Verdict::Open => {}
         other => panic!("{other:?} is nothing for an uplink"),
     }
+    // Whatever a worker has opened of it: no answer, and nothing for a network in the clear.
+    let opened = from_uplink(frame, tables, Way::Sealed);
+    assert!(!matches!(opened, Verdict::EchoReply { .. }), "{opened:?}");
 }
 
 fn agent(frame: &Slice<'_>, tables: &Memory) {
@@ -106,7 +110,7 @@ fn agent(frame: &Slice<'_>, tables: &Memory) {
             assert!(frame.bytes.len() >= family.outer_len() + ETH_LEN);
         }
         Verdict::Forward { vtep } => assert!(vtep.ifindex != 0),
-        Verdict::Drop(_) => {}
+        Verdict::Drop(_) | Verdict::Seal => {}
         other => panic!("{other:?} is nothing for the agent"),
     }
 }

@@ -46,6 +46,7 @@ fn build() -> Result<Tables, overlay_core::tables::Error> {
     let mut tables = Tables::new(Local {
         vtep: Ipv4Addr::from(VTEP).into(),
         data_port: 4789,
+        esp_port: 4500,
         mtu: 1450,
     })?;
     let vni = Vni::new(crate::world::VNI).expect("24 bits");
@@ -60,6 +61,7 @@ fn build() -> Result<Tables, overlay_core::tables::Error> {
             gateway: ip6(1).into(),
         }),
         internal: false,
+        encrypted: false,
     });
     let vtep = Ipv4Addr::from(VTEP_R).into();
     tables.vtep_add(vtep)?;

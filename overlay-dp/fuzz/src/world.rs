@@ -48,7 +48,8 @@ pub fn tables(v6: bool) -> Memory {
             vtep: vtep(VTEP),
             punt_ifindex: 900,
             data_port: 4789,
-            _zero: 0,
+            crypt_ifindex: 901,
+            esp_port: 4500,
         }),
         ..Memory::default()
     };

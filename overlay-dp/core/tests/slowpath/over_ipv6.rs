@@ -92,7 +92,8 @@ fn from_port(reason: Reason, inner: &[u8]) -> Raw {
         vtep: vtep(1),
         punt_ifindex: 7,
         data_port: 4789,
-        _zero: 0,
+        crypt_ifindex: 901,
+        esp_port: 4500,
     };
     let marker = punt::encode(Kind::FromPort, Some(reason), 11, 0x0800);
     let outer = OuterV4::punted(&config, marker, 1).to_bytes(inner.len() as u32);

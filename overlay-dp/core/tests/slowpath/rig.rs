@@ -266,7 +266,8 @@ pub fn from_port(ifindex: u32, vni: u32, reason: Reason, inner: &[u8]) -> Vec<u8
         vtep: map_v4(OWN),
         punt_ifindex: 7,
         data_port: 4789,
-        _zero: 0,
+        crypt_ifindex: 901,
+        esp_port: 4500,
     };
     let marker = punt::encode(Kind::FromPort, Some(reason), ifindex, 0x0800);
     let outer = OuterV4::punted(&config, marker, vni);

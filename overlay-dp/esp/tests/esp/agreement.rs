@@ -36,9 +36,9 @@ impl Pair {
             drawn: 1000,
             now: Duration::ZERO,
         };
-        for n in 0..2 {
-            pair.keys[n].set_peer(id(1 - n), vtep(1 - n));
-            pair.keys[n].set_active(active[n]);
+        for (n, (keys, active)) in pair.keys.iter_mut().zip(active).enumerate() {
+            keys.set_peer(id(1 - n), vtep(1 - n));
+            keys.set_active(active);
         }
         pair
     }
