@@ -161,9 +161,7 @@ fn uplink<P: Encap + Decap + Rewrite + Mirror>(packet: P) -> i32 {
 #[inline(always)]
 fn agent<P: Encap + Decap + Rewrite + Mirror>(packet: P) -> i32 {
     let mut slot = Slot::uninit();
-    let marker = packet
-        .load::<ETH_LEN>(0)
-        .and_then(|eth| punt::decode(&eth));
+    let marker = packet.load::<ETH_LEN>(0).and_then(|eth| punt::decode(&eth));
     if matches!(marker.map(|marker| marker.kind), Some(Kind::Opened)) {
         count(Stat::Opened);
         let decided = decide_opened(&packet, &mut slot);
