@@ -42,7 +42,7 @@ pub const EBPF_LINKER: [Package; 2] = [
 ];
 
 /// What the lab, the tests and the demo run.
-pub const LAB: [Package; 22] = [
+pub const LAB: [Package; 23] = [
     package("iproute2", "nstat", "namespaces, links, kernel counters"),
     package("iputils-ping", "ping", "checks round trips and MTU"),
     package("iputils-arping", "/usr/bin/arping", "checks ARP"),
@@ -75,6 +75,7 @@ pub const LAB: [Package; 22] = [
         "iptables",
         "Docker does not start without; stands for it, dropping what is forwarded",
     ),
+    package("tshark", "tshark", "decrypts what encrypted networks send"),
     package("tcpdump", "tcpdump", "for looking at frames in a kept lab"),
     package(
         "bpftool",
