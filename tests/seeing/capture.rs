@@ -137,14 +137,16 @@ fn while_capturing(
 
 fn start(host: &Host, path: &Path, options: &str) -> Result<Background> {
     let line = format!("capture -w {} {options}", path.display());
-    let mut running = Background::start(host.overlay_cmd(&line))?;
-    // The programs copy once the map says so.
+    // The programs copy once the map says so. One that was killed may still stand in it.
     let pins = format!("/sys/fs/bpf/overlay-dp/{}", host.instance);
     let find = format!("find {pins} -name OVL_CAPTURE");
     let map = host.ns.run(&find)?.trim().to_owned();
-    wait_until("it captures", Duration::from_secs(10), || {
-        let dump = host.ns.run(&format!("bpftool -j map dump pinned {map}"));
-        !running.is_running() || dump.is_ok_and(|dump| places(&dump) != 0)
+    let dump = || host.ns.run(&format!("bpftool -j map dump pinned {map}"));
+    let before = dump()?;
+    let mut running = Background::start(host.overlay_cmd(&line))?;
+    wait_until("it captures", Duration::from_secs(30), || {
+        let now = dump();
+        !running.is_running() || now.is_ok_and(|now| now != before && places(&now) != 0)
     })?;
     ensure!(
         running.is_running(),
