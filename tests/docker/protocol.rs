@@ -519,6 +519,8 @@ fn what_docker_knows_is_taken_and_what_it_has_forgotten_given_back() {
         let host = lab.host(1);
         let pool = plugin.good("IpamDriver.RequestPool", json!({"Pool": "10.8.0.0/24"}))?;
         plugin.create("n1", "uber-net", &pool)?;
+        let service = "service create web --network uber-net --check tcp:80";
+        host.overlay(service)?;
         let address = plugin.address("overlay-dp/10.8.0.0/24", "")?;
         let id = "e1aaaaaaaaaaaa";
         plugin.good(
@@ -547,6 +549,10 @@ fn what_docker_knows_is_taken_and_what_it_has_forgotten_given_back() {
             },
         )
         .with_context(|| shown.to_string())?;
+        // What Docker calls a task has passed no check yet.
+        let service = host.overlay_json("service inspect web")?;
+        ensure!(service[0]["tasks"][0]["ready"] == false, "{service}");
+        host.overlay("service rm web")?;
         // First the container, and then its network, without a word to the plugin.
         set(vec![("/networks/n1", json!({"Containers": {}}))]);
         wait_until("the endpoint is forgotten", Duration::from_secs(75), || {

@@ -182,6 +182,9 @@ impl Agent {
         if !named.is_first {
             port.endpoint.aliases = named.aliases;
             port.endpoint.service = named.service;
+            if port.endpoint.service != before.endpoint.service {
+                port.endpoint.unready = self.is_checked(&port.endpoint);
+            }
         }
         if was_provisional || !named.is_first {
             port.endpoint.name = named.name;

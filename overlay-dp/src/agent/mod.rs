@@ -88,6 +88,9 @@ use vips::Vips;
 
 /// How often next hops are confirmed and stale map entries are looked for.
 const TICK: Duration = Duration::from_secs(15);
+/// Ways out and published services follow a burst of so much news at a time: they look at all
+/// endpoints of a network.
+const BURST: u32 = 1000;
 
 /// What the API asks of the agent.
 pub enum Request {
@@ -216,6 +219,7 @@ pub async fn run(options: Options) -> Result<()> {
 
     let mut tick = tokio::time::interval(TICK);
     tick.reset();
+    let mut unfitted = 0;
     let detached = loop {
         tokio::select! {
             Some(request) = requests.recv() => {
@@ -244,7 +248,11 @@ pub async fn run(options: Options) -> Result<()> {
         }
         agent.flush();
         agent.fit_crypt();
-        agent.fit_routers().await;
+        unfitted += 1;
+        if inputs.cluster.is_empty() || unfitted >= BURST {
+            agent.fit_routers().await;
+            unfitted = 0;
+        }
         if agent.expelled {
             agent.stop_docker(&mut requests).await;
             api.stop().await;

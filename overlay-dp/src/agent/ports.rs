@@ -118,17 +118,12 @@ impl Agent {
             anyhow::Ok(())
         };
         if let Err(error) = finish.await {
-            self.undo_port(&port).await;
-            self.state.ports_remove(&[&name])?;
-            self.release_published();
+            self.forget_port(&port).await?;
             return Err(error);
         }
         self.follow_networks();
         if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
-            self.undo_port(&port).await;
-            let forgotten = self.state.ports_remove(&[&name]);
-            self.follow_networks();
-            forgotten?;
+            self.forget_port(&port).await?;
             return Err(error.into());
         }
         steps.done("gossip");
@@ -204,6 +199,15 @@ impl Agent {
             return Ok(());
         }
         Ok(set_port_offloads(&port.local.port)?)
+    }
+
+    /// Leaves nothing of a port that nobody has been told of.
+    async fn forget_port(&mut self, port: &Port) -> Result<()> {
+        self.undo_port(port).await;
+        let forgotten = self.state.ports_remove(&[&port.local.port]);
+        self.release_published();
+        self.follow_networks();
+        forgotten
     }
 
     async fn undo_port(&mut self, port: &Port) {

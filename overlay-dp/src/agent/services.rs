@@ -37,7 +37,9 @@ impl Agent {
     pub(super) fn published_services(&mut self) -> Vec<(Publish, Vec<Backend>)> {
         let mut all = Vec::new();
         self.service_problems.clear();
-        for service in self.services() {
+        let mut services = self.services();
+        services.retain(|service| !service.publish.is_empty());
+        for service in services {
             let endpoints = self.cluster.endpoints(service.vni);
             let tasks = endpoints.iter().map(|(_, endpoint)| endpoint);
             let its = |endpoint: &&Endpoint| {
