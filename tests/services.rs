@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -188,6 +189,61 @@ fn publishes_on_every_host(datapath: &str) {
         iperf_through_the_mesh(lab, &outside)?;
         keeps_connections(lab, &outside, &mut agents, (&c1, &c2))?;
         listed_and_removed(lab, &outside)?;
+        Ok(agents)
+    });
+}
+
+/// What the kernel's conntrack has forgotten goes on when the client speaks again. A connection with
+/// a VIP, which is none of conntrack's, has no clock at all.
+#[test]
+fn idle_connections_are_not_reset() {
+    test(BIN, spec(), |lab| {
+        let outside = Outside::connect(lab)?;
+        let agents = cluster(lab, "")?;
+        let (first, second, third) = (lab.host(1), lab.host(2), lab.host(3));
+        let created =
+            third.overlay_json("service create web --network uber-net --publish 8080:80")?;
+        let vip: IpAddr = created["vips"][0].as_str().context("no VIP")?.parse()?;
+        let options = "--network uber-net --publish 8081:80";
+        let c1 = Container::attach(first, lab.c(1), "c1", options)?;
+        let c2 = Container::attach(second, lab.c(2), "c2", "--network uber-net --service web")?;
+        Teller::serve(&c1.ns, 80, "c1")?;
+        Teller::serve(&c2.ns, 80, "c2")?;
+        Teller::serve(&outside.ns, 7000, "outside")?;
+        for host in lab.hosts() {
+            host.ns
+                .run("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established=1")?;
+            reaches_all(&outside.ns, host, &[c2.name.clone()].into())?;
+        }
+        c1.wait_reaches(&c2, SOON)?;
+        let mut idle = Vec::new();
+        for (what, from, to) in [
+            (
+                "published on the client's way",
+                &outside.ns,
+                at(first, 8081),
+            ),
+            (
+                "a service through its task's host",
+                &outside.ns,
+                at(second, 8080),
+            ),
+            (
+                "a service through another host",
+                &outside.ns,
+                at(third, 8080),
+            ),
+            ("a way out", &c1.ns, SocketAddr::from((outside.ip, 7000))),
+            ("a VIP", &c1.ns, SocketAddr::from((vip, 80))),
+        ] {
+            let mut told = Told::connect(from, to).context(what)?;
+            told.echo(1 << 16).context(what)?;
+            idle.push((what, told));
+        }
+        sleep(Duration::from_secs(3));
+        for (what, told) in &mut idle {
+            told.echo(1 << 16).context(*what)?;
+        }
         Ok(agents)
     });
 }
