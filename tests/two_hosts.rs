@@ -181,11 +181,11 @@ fn arp_and_broadcast(from: &Container, to: &Container) -> Result<()> {
 
 /// Checksums and segment sizes: what ping does not show.
 fn load(from: &Container, to: &Container) -> Result<()> {
-    let tcp = iperf3(&from.ns, &to.ns, to.ip, Load::Tcp, 2)?;
+    let tcp = iperf3(&from.ns, &to.ns, to.ip, Load::Tcp, 1)?;
     // Below it are the seconds of a connection that lives by retransmits.
     ensure!(tcp.gbit > 0.1, "{tcp:?}");
     for (mbit, payload) in [(100, 1400), (10, 64), (50, 8000)] {
-        let udp = iperf3(&from.ns, &to.ns, to.ip, Load::Udp { mbit, payload }, 2)?;
+        let udp = iperf3(&from.ns, &to.ns, to.ip, Load::Udp { mbit, payload }, 1)?;
         // A busy machine may lose a few in its queues.
         ensure!(
             udp.datagrams > 0 && udp.lost * 1000 <= udp.datagrams,
@@ -199,7 +199,7 @@ fn load(from: &Container, to: &Container) -> Result<()> {
 fn ipv6_load(from: &Container, to: &Container) -> Result<()> {
     let address = link_local(to)?;
     let mut server = to.ns.start("iperf3 --server --one-off")?;
-    let client = format!("iperf3 --client {address}%eth0 --time 2 --json");
+    let client = format!("iperf3 --client {address}%eth0 --time 1 --json");
     let mut rate = None;
     wait_until("iperf3 runs over IPv6", Duration::from_secs(15), || {
         // Until the server listens, the report is about an error.
@@ -225,7 +225,7 @@ fn nested_tunnel(from: &Container, to: &Container) -> Result<()> {
     let inside = "192.0.2.2".parse()?;
     let stats = ping(&from.ns, inside, 20, 56, false)?;
     ensure!(stats.lost() == 0, "{}", stats.output);
-    let tcp = iperf3(&from.ns, &to.ns, inside, Load::Tcp, 2)?;
+    let tcp = iperf3(&from.ns, &to.ns, inside, Load::Tcp, 1)?;
     ensure!(tcp.gbit > 0.02, "{tcp:?}");
     for container in [from, to] {
         container.ns.run("ip link delete inner")?;
