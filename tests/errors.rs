@@ -198,6 +198,15 @@ fn networks_and_containers_that_can_not_be() {
             ),
             ("network rm nosuch".to_owned(), ["nosuch", ""]),
             ("network inspect nosuch".to_owned(), ["nosuch", ""]),
+            // A name that is mistyped is no network without containers.
+            (
+                "container ls --network nosuch".to_owned(),
+                ["nosuch", "network ls"],
+            ),
+            (
+                "fdb show --network nosuch".to_owned(),
+                ["nosuch", "network ls"],
+            ),
             ("network rm uber-net".to_owned(), ["uber-net", "container"]),
             (
                 add(&format!("new --network nosuch --netns {spare}")),

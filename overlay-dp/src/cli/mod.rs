@@ -285,11 +285,12 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
             })
         }
         ContainerCommand::Ls { network, local } => {
-            let mut all: Vec<ContainerInfo> =
-                call(instance, Method::GET, "/v1/containers", None::<&()>).await?;
-            all.retain(|c| {
-                network.as_ref().is_none_or(|n| *n == c.network) && (!local || c.local.is_some())
-            });
+            let mut all: Vec<ContainerInfo> = match network {
+                // A network that is not there is an error, and not an empty one.
+                Some(name) => network_detail(instance, &name).await?.containers,
+                None => call(instance, Method::GET, "/v1/containers", None::<&()>).await?,
+            };
+            all.retain(|c| !local || c.local.is_some());
             print(json, &all, || render::containers(&all))
         }
     }
@@ -299,7 +300,11 @@ async fn fdb(instance: &Instance, json: bool, command: FdbCommand) -> Result<()>
     match command {
         FdbCommand::Show { network } => {
             let mut rows: Vec<FdbRow> = call(instance, Method::GET, "/v1/fdb", None::<&()>).await?;
-            rows.retain(|r| network.as_ref().is_none_or(|n| *n == r.network));
+            if let Some(name) = network {
+                // One that is not there is an error, and not an empty one.
+                let network = crate::plugins::network::find(instance, &name).await?;
+                rows.retain(|row| row.network == network.name);
+            }
             print(json, &rows, || render::fdb(&rows))
         }
         FdbCommand::Add {
