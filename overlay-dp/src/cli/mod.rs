@@ -12,6 +12,7 @@ mod run;
 mod service;
 mod top;
 mod trace;
+mod usage;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -36,7 +37,10 @@ use each::Each;
 
 /// Parses the command line and does what it says. Errors are one line on standard error.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::say(&error),
+    };
     let json = cli.json;
     match run(cli) {
         Ok(code) => code,
