@@ -58,6 +58,8 @@ pub struct HostDetail {
     pub host: HostInfo,
     /// UDP port of its VTEP.
     pub data_port: u16,
+    /// UDP port of its encrypted networks.
+    pub esp_port: u16,
     /// UDP port of its managers' part.
     pub control_port: u16,
     /// UDP port of its gossip.
@@ -208,6 +210,7 @@ async fn host(State(ctx): State<Ctx>, Path(text): Path<String>) -> Answer<HostDe
     Ok(Json(HostDetail {
         host: host_info(ctx.cluster.control_now().await.leader, &member),
         data_port: member.host.data_port,
+        esp_port: member.host.esp_port,
         control_port: member.host.control_port,
         gossip_port: member.host.gossip_port,
         addresses,

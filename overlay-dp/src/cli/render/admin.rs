@@ -39,13 +39,14 @@ pub fn host_details(details: &[HostDetail]) -> String {
             .iter()
             .map(|a| [a.network.clone(), a.count.to_string(), list(&a.leased)]);
         format!(
-            "{}\n  id      {}\n  role    {}\n  state   {}\n  VTEP    {}\n  ports   data {}, control {}, gossip {} (udp)\n\n{}\n\n{}",
+            "{}\n  id      {}\n  role    {}\n  state   {}\n  VTEP    {}\n  ports   data {}, ESP {}, control {}, gossip {} (udp)\n\n{}\n\n{}",
             h.name,
             h.id,
             role(h),
             h.state,
             h.vtep,
             d.data_port,
+            d.esp_port,
             d.control_port,
             d.gossip_port,
             table(["NETWORK", "LEASED", "ADDRESSES"], addresses),
