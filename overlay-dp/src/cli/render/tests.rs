@@ -1,8 +1,11 @@
 //! What people see has what the JSON has.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use overlay_core::model::{HostId, MacAddr, Vni};
 
 use super::*;
+use crate::api::admin::{HostDetail, HostInfo};
 
 fn network(internal: bool) -> NetworkInfo {
     NetworkInfo {
@@ -35,6 +38,52 @@ fn container(ips: &[&str]) -> ContainerInfo {
         host_name: "host1".to_owned(),
         local: None,
     }
+}
+
+#[test]
+fn hosts_say_when_their_certificates_end() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.expect("after 1970").as_secs();
+    let shown = |this, certificate_end| {
+        let detail = HostDetail {
+            host: HostInfo {
+                id: HostId(1),
+                name: "host1".to_owned(),
+                manager: true,
+                leader: true,
+                state: "alive".to_owned(),
+                vtep: [172, 31, 1, 5].into(),
+                rtt_us: None,
+                this,
+            },
+            data_port: 4789,
+            esp_port: 4500,
+            control_port: 2377,
+            gossip_port: 7946,
+            certificate_end,
+            addresses: Vec::new(),
+            containers: Vec::new(),
+        };
+        let text = admin::host_details(&[detail]);
+        let line = text
+            .lines()
+            .find_map(|l| l.trim().strip_prefix("certificate"));
+        line.expect("a line").trim().to_owned()
+    };
+    let hours = |hours: u64| Some(now + hours * 3600);
+    let left = shown(true, hours(245));
+    assert!(left.starts_with("ends in 10 days, on 2"), "{left}");
+    assert!(!left.contains("connected"), "{left}");
+    let left = shown(false, hours(245));
+    assert!(
+        left.ends_with(", when it connected with this host"),
+        "{left}"
+    );
+    let past = shown(true, Some(now - 50 * 3600));
+    assert!(past.starts_with("ended 2 days ago"), "{past}");
+    assert!(shown(false, None).starts_with("unknown"));
+    // Whatever is written there.
+    shown(false, Some(u64::MAX));
 }
 
 /// The words of a table's line below those of its head.
