@@ -152,6 +152,35 @@ fn commands_without_an_agent() {
     );
 }
 
+/// Whoever reads JSON reads it of a command line that can't be understood, too.
+#[test]
+fn wrong_arguments_are_json_errors_when_json_is_asked_for() -> Result<()> {
+    let run = |line: &str| -> Result<Done> {
+        let mut command = Command::new(BIN);
+        command.args(line.split(' '));
+        run(command)
+    };
+    for line in [
+        "network rm --json",
+        "--json nosuch",
+        "--json network create n --vni x",
+    ] {
+        let done = run(line)?;
+        ensure!(done.status.code() == Some(2), "{done:?}");
+        ensure!(done.stdout.is_empty(), "{done:?}");
+        let said: serde_json::Value = serde_json::from_str(&done.stderr)?;
+        let error = said["error"].as_str().context("no error")?;
+        ensure!(error.contains("--help"), "{error}");
+    }
+    let plain = run("network rm")?;
+    ensure!(plain.status.code() == Some(2), "{plain:?}");
+    ensure!(plain.stderr.starts_with("error: "), "{plain:?}");
+    // What is asked for is no error.
+    let help = run("network rm --help --json")?;
+    ensure!(help.status.success() && help.stdout.contains("Examples"));
+    Ok(())
+}
+
 #[test]
 fn networks_and_containers_that_can_not_be() {
     test(BIN, LabSpec::default(), |lab| {
@@ -198,6 +227,15 @@ fn networks_and_containers_that_can_not_be() {
             ),
             ("network rm nosuch".to_owned(), ["nosuch", ""]),
             ("network inspect nosuch".to_owned(), ["nosuch", ""]),
+            // A name that is mistyped is no network without containers.
+            (
+                "container ls --network nosuch".to_owned(),
+                ["nosuch", "network ls"],
+            ),
+            (
+                "fdb show --network nosuch".to_owned(),
+                ["nosuch", "network ls"],
+            ),
             ("network rm uber-net".to_owned(), ["uber-net", "container"]),
             (
                 add(&format!("new --network nosuch --netns {spare}")),

@@ -295,7 +295,7 @@ fn small_mtu() {
 }
 
 #[test]
-fn different_data_ports_are_refused() {
+fn different_data_and_esp_ports_are_refused() {
     let spec = LabSpec {
         containers: 0,
         ..LabSpec::default()
@@ -308,6 +308,10 @@ fn different_data_ports_are_refused() {
         let join = format!("--join {} --token {token}", lab.host(1).ip);
         let done = host.overlay_any(&format!("attach --iface eth0 --data-port 4790 {join}"))?;
         done.fails_with(&["4789"])?;
+        nothing_left(host)?;
+        // Without this, encrypted networks would be silent between the two.
+        let done = host.overlay_any(&format!("attach --iface eth0 --esp-port 4501 {join}"))?;
+        done.fails_with(&["--esp-port 4500"])?;
         nothing_left(host)?;
         // It has not become a member by that.
         lab.start_agent(2, &join).map(drop)

@@ -342,6 +342,10 @@ fn only_who_passes_its_check_gets_connections() {
                 };
                 ensure!(dig(&c3.ns, name)? == wanted, "{name}");
             }
+            // The port that is published of them, and not that of the check.
+            let srv = dig(&c3.ns, "_http._tcp.web SRV")?;
+            let has_port = srv.iter().all(|record| record.starts_with("0 1 80 "));
+            ensure!(has_port && srv.len() == tasks.len(), "{srv:?}");
             for host in lab.hosts() {
                 reaches_at(&outside.ns, (host.ip, 8080).into(), tasks)?;
             }

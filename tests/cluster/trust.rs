@@ -70,6 +70,9 @@ fn tokens_and_roles() {
         let inspected = host1.overlay_json("host inspect host4 host1")?;
         ensure!(inspected[0]["name"] == "host4" && inspected[0]["manager"] == true);
         ensure!(inspected[1]["name"] == "host1" && inspected[1]["manager"] == false);
+        for host in [&inspected[0], &inspected[1]] {
+            ensure!(host["certificate_end"].is_u64(), "{host}");
+        }
         host1.overlay_fails("host inspect nosuch", &["nosuch"])?;
         host1.overlay_fails("host rm nosuch", &["nosuch"])?;
         host1.overlay_fails("host rm host1", &["detach"])?;

@@ -1,7 +1,8 @@
 //! `overlay-dp capture` misses nothing, and what it writes others can read.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -332,7 +333,18 @@ fn filters_and_ends(lab: &Lab, overlay: &Overlay) -> Result<()> {
     ] {
         host.overlay_fails(line, &words)?;
     }
+    // Whatever it was before, the file is its owner's alone; but one that is refused touches none.
+    let mode = |path: &Path| Ok::<_, anyhow::Error>(fs::metadata(path)?.permissions().mode());
+    fs::set_permissions(&path, Permissions::from_mode(0o644))?;
     let first = start(host, &path, "")?;
+    ensure!(mode(&path)? & 0o777 == 0o600, "{:o}", mode(&path)?);
+    let other = lab.dir().join("other.pcapng");
+    let line = format!("capture -w {}", other.display());
+    host.overlay_fails(&line, &["another", "capture"])?;
+    ensure!(!other.exists());
+    fs::write(&other, "of an earlier day")?;
+    host.overlay_fails(&line, &["another", "capture"])?;
+    ensure!(fs::read_to_string(&other)? == "of an earlier day");
     host.overlay_fails("capture -w /dev/null", &["another", "capture"])?;
     stop(first).map(drop)
 }

@@ -163,6 +163,10 @@ fn counts_what_is_sent(host: &Host, from: &Container, to: &Container) -> Result<
         .find(|(key, _)| key.starts_with("overlay_dp_vtep_up{peer=\"host2\""));
     ensure!(host2.is_some_and(|(_, up)| *up == 1.0), "{host2:?}");
     ensure!(after["overlay_dp_cluster_hosts{state=\"alive\"}"] == 2.0);
+    // 90 days, less what the clocks of two hosts may differ by, which are one here.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let left = after["overlay_dp_certificate_end_timestamp_seconds"] - now.as_secs_f64();
+    ensure!((89.0..=90.0).contains(&(left / 86_400.0)), "{left}");
     ensure!(after["overlay_dp_network_endpoints{network=\"uber-net\"}"] == 2.0);
     ensure!(after["overlay_dp_agent_memory_bytes{kind=\"resident\"}"] > 1e6);
     Ok(())

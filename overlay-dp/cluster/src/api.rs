@@ -25,6 +25,8 @@ pub struct Config {
     pub vtep: IpAddr,
     /// UDP port of the tunnels, for others to know.
     pub data_port: u16,
+    /// UDP port of ESP, for others to know.
+    pub esp_port: u16,
     /// UDP port for joining and agreed facts. Only managers listen on it.
     pub control_port: u16,
     /// UDP port for gossip.
@@ -45,6 +47,7 @@ impl Config {
             host_name: host_name.into(),
             vtep,
             data_port: 4789,
+            esp_port: 4500,
             control_port: control::DEFAULT_PORT,
             gossip_port: 7946,
             retention: Duration::from_secs(600),
@@ -56,6 +59,7 @@ impl Config {
             name: self.host_name.clone(),
             vtep: self.vtep,
             data_port: self.data_port,
+            esp_port: self.esp_port,
             control_port: self.control_port,
             gossip_port: self.gossip_port,
         }

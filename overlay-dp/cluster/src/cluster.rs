@@ -17,6 +17,7 @@ use crate::control::{self, ask};
 use crate::error::Error;
 use crate::node::Node;
 use crate::peers::{self, PeerAsk};
+use crate::pki::{self, Identity};
 use crate::state;
 use crate::token::Token;
 use crate::transport;
@@ -76,6 +77,16 @@ impl Cluster {
                 std::future::pending().await
             }
         }
+    }
+
+    /// When a host's certificate ends, in seconds since 1970: this host's own, and of another one the
+    /// certificate that it showed on the newest connection with it. It may have a newer one since.
+    pub fn certificate_end(&self, host: HostId) -> Option<u64> {
+        if host == self.node.me {
+            return self.node.identity(Identity::end);
+        }
+        let link = self.node.gossip.link(host)?;
+        pki::end_of(&transport::certificate(&link)?)
     }
 
     /// As [`Cluster::control`]; a host that is no manager asks one who leads.

@@ -35,6 +35,7 @@ pub fn messages() -> Vec<Vec<u8>> {
         name: "host2".to_owned(),
         vtep: [192, 0, 2, 2].into(),
         data_port: 4789,
+        esp_port: 4500,
         control_port: 2377,
         gossip_port: 7946,
     };

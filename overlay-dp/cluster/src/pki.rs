@@ -158,6 +158,12 @@ pub fn is_manager(cert: &CertificateDer<'_>) -> bool {
         .is_ok_and(|cert| cert.valid_dns_names().any(|name| name == MANAGER_NAME))
 }
 
+/// When a certificate ends, in seconds since 1970.
+pub fn end_of(cert: &CertificateDer<'_>) -> Option<u64> {
+    let (_, cert) = x509_parser::parse_x509_certificate(cert).ok()?;
+    u64::try_from(cert.validity().not_after.timestamp()).ok()
+}
+
 /// Seconds since 1970.
 fn wall_clock() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -214,6 +220,11 @@ impl Identity {
     /// Whether it is a manager's.
     pub fn is_manager(&self) -> bool {
         is_manager(&self.leaf())
+    }
+
+    /// When it ends: see [`end_of`].
+    pub fn end(&self) -> Option<u64> {
+        end_of(&self.leaf())
     }
 
     /// Whether it is time for a new one. A clock that was set back is no reason to wait.

@@ -21,9 +21,9 @@ use crate::error::Error;
 use crate::pki::host_of;
 
 /// Joining, and requests to the manager.
-pub const CONTROL: &[u8] = b"overlay-dp/control/5";
+pub const CONTROL: &[u8] = b"overlay-dp/control/6";
 /// Membership and endpoints.
-pub const GOSSIP: &[u8] = b"overlay-dp/gossip/5";
+pub const GOSSIP: &[u8] = b"overlay-dp/gossip/6";
 
 /// No message of a member is larger.
 pub const MAX_MESSAGE: usize = 1 << 20;
@@ -175,18 +175,19 @@ async fn handshake(incoming: Incoming, _slot: OwnedSemaphorePermit) -> Option<Co
 
 /// Whose certificate the other side has; `None` when it has none.
 pub fn peer(connection: &Connection) -> Option<HostId> {
-    let chain = connection
-        .peer_identity()?
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .ok()?;
-    host_of(chain.first()?)
+    host_of(&certificate(connection)?)
 }
 
 /// Whether the other side's certificate is a manager's.
 pub fn is_manager(connection: &Connection) -> bool {
-    let identity = connection.peer_identity();
-    let chain = identity.and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-    chain.is_some_and(|chain| chain.first().is_some_and(crate::pki::is_manager))
+    certificate(connection).is_some_and(|cert| crate::pki::is_manager(&cert))
+}
+
+/// What the other side has shown, and was verified.
+pub fn certificate(connection: &Connection) -> Option<CertificateDer<'static>> {
+    let identity = connection.peer_identity()?;
+    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.into_iter().next()
 }
 
 /// Why a message could not be sent or received.

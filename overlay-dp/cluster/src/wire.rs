@@ -18,6 +18,7 @@ pub struct HostInfo {
     pub name: String,
     pub vtep: IpAddr,
     pub data_port: u16,
+    pub esp_port: u16,
     pub control_port: u16,
     pub gossip_port: u16,
 }
@@ -29,6 +30,7 @@ impl HostInfo {
             name: self.name.clone(),
             vtep: self.vtep,
             data_port: self.data_port,
+            esp_port: self.esp_port,
             control_port: self.control_port,
             gossip_port: self.gossip_port,
             manager,

@@ -459,6 +459,8 @@ pub struct Host {
     pub vtep: IpAddr,
     /// UDP port its VTEP listens on, 4789 by default.
     pub data_port: u16,
+    /// UDP port of ESP, for encrypted networks, 4500 by default.
+    pub esp_port: u16,
     /// UDP port for joining and agreed facts, 2377 by default.
     pub control_port: u16,
     /// UDP port for gossip, 7946 by default.

@@ -7,7 +7,7 @@ use hickory_proto::rr::rdata::{A, AAAA, HINFO, PTR, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use overlay_core::model::{Endpoint, Vni};
 
-use crate::find::{Found, find};
+use crate::find::{Fit, Found, find};
 use crate::names::{Key, Names, Zone};
 use crate::question::{Question, Unfit};
 
@@ -44,8 +44,8 @@ pub fn answer(names: &Names, vni: Vni, message: &[u8], seed: u64) -> Outcome {
     match (found, names.zone(vni)) {
         (Some(found), Some(zone)) => {
             let answering = Answering {
+                names,
                 zone,
-                serial: names.serial(),
                 question: &question,
                 seed,
             };
@@ -60,8 +60,8 @@ pub fn answer(names: &Names, vni: Vni, message: &[u8], seed: u64) -> Outcome {
 
 /// One answer in the making.
 struct Answering<'a> {
+    names: &'a Names,
     zone: &'a Zone,
-    serial: u32,
     question: &'a Question,
     seed: u64,
 }
@@ -120,17 +120,25 @@ impl Answering<'_> {
                 let name = self.full_name("gateway");
                 name.into_iter().map(|name| RData::PTR(PTR(name))).collect()
             }
-            (RecordType::SRV, Found::Tasks(keys)) => return self.tasks(keys),
+            (RecordType::SRV, Found::Tasks(keys, fit)) => return self.tasks(keys, Some(*fit)),
+            // Of a service's or a task's name itself, when there are ports to tell of.
+            (RecordType::SRV, Found::Endpoints(keys)) => return self.tasks(keys, None),
+            (RecordType::SRV, Found::Vips(vips)) => {
+                let keys = self.zone.tasks(&vips.name.to_ascii_lowercase());
+                return self.tasks(keys.unwrap_or_default(), None);
+            }
             (RecordType::SOA, Found::Apex) => vec![self.soa().data],
             _ => Vec::new(),
         };
         (records, Vec::new())
     }
 
-    fn tasks(&self, keys: &[Key]) -> (Vec<RData>, Vec<Record>) {
+    /// A record for each port of each task.
+    fn tasks(&self, keys: &[Key], fit: Option<Fit>) -> (Vec<RData>, Vec<Record>) {
         let (mut records, mut additional) = (Vec::new(), Vec::new());
         for endpoint in self.some_of(keys) {
-            let Some(name) = self.full_name(&endpoint.name) else {
+            let ports = self.ports(endpoint, fit);
+            let Some(name) = self.full_name(&endpoint.name).filter(|_| !ports.is_empty()) else {
                 continue;
             };
             let addresses = endpoint.ips.iter().filter_map(|ip| match ip {
@@ -139,9 +147,28 @@ impl Answering<'_> {
                 IpAddr::V6(ip) => Some(RData::AAAA(AAAA(*ip))),
             });
             additional.extend(addresses.map(|data| Record::from_rdata(name.clone(), 0, data)));
-            records.push(RData::SRV(SRV::new(0, 1, 0, name)));
+            let record = |port| RData::SRV(SRV::new(0, 1, port, name.clone()));
+            records.extend(ports.into_iter().map(record));
         }
         (records, additional)
+    }
+
+    /// The task's ports that its service publishes. Where none fits, it may listen on one all the
+    /// same: whoever asks by a protocol is told of the task then, with 0 for a port that is not known.
+    fn ports(&self, endpoint: &Endpoint, fit: Option<Fit>) -> Vec<u16> {
+        let published = self.names.published_of(endpoint).iter();
+        let fitting = published.filter(|port| {
+            fit.is_none_or(|fit| {
+                fit.protocol == port.protocol && fit.port.is_none_or(|number| number == port.port)
+            })
+        });
+        let mut ports: Vec<u16> = fitting.map(|port| port.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        if ports.is_empty() && fit.is_some() {
+            ports.push(0);
+        }
+        ports
     }
 
     /// An address of the family that is asked for.
@@ -191,7 +218,7 @@ impl Answering<'_> {
         let apex = apex.filter(|apex| apex.zone_of(name));
         let primary = self.full_name("gateway").unwrap_or_else(Name::root);
         let people = self.full_name("hostmaster").unwrap_or_else(Name::root);
-        let soa = SOA::new(primary, people, self.serial, 0, 0, 0, 0);
+        let soa = SOA::new(primary, people, self.names.serial(), 0, 0, 0, 0);
         Record::from_rdata(apex.unwrap_or_else(|| name.clone()), 0, RData::SOA(soa))
     }
 

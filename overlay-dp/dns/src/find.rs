@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use hickory_proto::rr::Name;
 use ipnetwork::IpNetwork;
-use overlay_core::model::Vni;
+use overlay_core::model::{Protocol, Vni};
 
 use super::names::{Key, Names, Vips, Zone};
 
@@ -17,8 +17,8 @@ pub(crate) enum Found<'a> {
     Vips(&'a Vips),
     /// The gateway's addresses.
     Gateway,
-    /// SRV records of these.
-    Tasks(&'a [Key]),
+    /// SRV records of these, with ports that fit.
+    Tasks(&'a [Key], Fit),
     /// An address that these have.
     Address(&'a [Key]),
     /// An address that this service has as its own.
@@ -31,6 +31,14 @@ pub(crate) enum Found<'a> {
     Parent,
     /// There is no such name.
     Nothing,
+}
+
+/// Which ports a name with a protocol in it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fit {
+    pub protocol: Protocol,
+    /// When it is said by its number.
+    pub port: Option<u16>,
 }
 
 /// What `name` is to one who asks through the network `vni`; `None` when it is not ours to say.
@@ -71,15 +79,20 @@ impl Zone {
         if let Some(keys) = name.strip_prefix("tasks.").and_then(|s| self.tasks(s)) {
             return Some(Found::Endpoints(keys));
         }
-        // `_http._tcp.web` or, when nothing follows, `_web._tcp`.
+        // `_http._tcp.web`, `_80._tcp.web` or, when nothing follows, `_web._tcp`.
         let mut labels = name.splitn(3, '.');
-        let service = labels.next()?.strip_prefix('_')?;
-        let _protocol = labels.next().filter(|l| *l == "_tcp" || *l == "_udp")?;
-        let keys = match labels.next() {
-            None => self.called(service),
-            Some(of) => self.called(of),
+        let first = labels.next()?.strip_prefix('_')?;
+        let protocol = match labels.next()? {
+            "_tcp" => Protocol::Tcp,
+            "_udp" => Protocol::Udp,
+            _ => return None,
         };
-        keys.map(Found::Tasks)
+        let (service, port) = match labels.next() {
+            None => (first, None),
+            Some(of) => (of, first.parse().ok()),
+        };
+        let fit = Fit { protocol, port };
+        self.called(service).map(|keys| Found::Tasks(keys, fit))
     }
 }
 

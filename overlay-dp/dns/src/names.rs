@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use overlay_core::model::{Endpoint, HostId, Network, Vni};
+use overlay_core::model::{Endpoint, HostId, Network, Service, ServicePort, Vni};
 
 /// Every name of every network that this host knows the endpoints of.
 ///
@@ -14,6 +14,9 @@ use overlay_core::model::{Endpoint, HostId, Network, Vni};
 #[derive(Debug, Default)]
 pub struct Names {
     zones: BTreeMap<Vni, Zone>,
+    /// What services publish, by network and name in lower case; those that publish nothing are
+    /// missing.
+    published: BTreeMap<(Vni, String), Vec<ServicePort>>,
     /// The SOA's: how many changes there were.
     serial: u32,
 }
@@ -124,6 +127,20 @@ impl Names {
         zone.vips.insert(inverted(name), vips);
     }
 
+    /// These are all services that there are: what they publish is what is known of their tasks'
+    /// ports.
+    pub fn services_set(&mut self, services: &[Service]) {
+        let publish = |service: &Service| {
+            let key = (service.vni, service.name.to_ascii_lowercase());
+            (!service.publish.is_empty()).then(|| (key, service.publish.clone()))
+        };
+        let published: BTreeMap<_, _> = services.iter().filter_map(publish).collect();
+        if published != self.published {
+            self.published = published;
+            self.changed();
+        }
+    }
+
     /// How many endpoints have names here.
     pub fn len(&self) -> usize {
         self.zones.values().map(|zone| zone.endpoints.len()).sum()
@@ -140,6 +157,14 @@ impl Names {
         networks
             .flat_map(Network::gateways)
             .any(|gateway| gateway == ip)
+    }
+
+    /// What the service of an endpoint publishes.
+    pub(crate) fn published_of(&self, endpoint: &Endpoint) -> &[ServicePort] {
+        let service = endpoint.service.as_ref();
+        let key = service.map(|name| (endpoint.vni, name.to_ascii_lowercase()));
+        let ports = key.and_then(|key| self.published.get(&key));
+        ports.map_or(&[], Vec::as_slice)
     }
 
     pub(crate) fn serial(&self) -> u32 {

@@ -12,7 +12,9 @@ use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
-use overlay_core::model::{Endpoint, HostId, MacAddr, Network, Subnet, Vni};
+use overlay_core::model::{
+    Endpoint, HostId, MacAddr, Network, Protocol, Service, ServicePort, Subnet, Vni,
+};
 use overlay_dns::{Names, Outcome, answer};
 use proptest::prelude::*;
 
@@ -374,6 +376,77 @@ fn services_have_srv_records_of_their_tasks() {
     );
     is_forwarded(&names, "_ldap._tcp.example.com", RecordType::SRV);
     is_forwarded(&names, "_ldap._tcp", RecordType::SRV);
+}
+
+fn service(name: &str, number: u32, publish: &[(u16, u16, Protocol)]) -> Service {
+    let publish = publish
+        .iter()
+        .map(|(host_port, port, protocol)| ServicePort {
+            host_port: *host_port,
+            port: *port,
+            protocol: *protocol,
+        });
+    Service {
+        name: name.into(),
+        vni: vni(number),
+        publish: publish.collect(),
+        vip: None,
+        check: None,
+    }
+}
+
+/// What a service publishes are ports that its tasks listen on.
+#[test]
+fn srv_records_have_the_ports_that_the_service_publishes() {
+    use Protocol::{Tcp, Udp};
+    let mut names = names();
+    let ports = [
+        (8080, 80, Tcp),
+        (8081, 80, Tcp),
+        (8443, 443, Tcp),
+        (53, 5353, Udp),
+    ];
+    // Another network's service of that name is another one.
+    let all = [service("Web", 1, &ports), service("web", 2, &[(1, 1, Tcp)])];
+    names.services_set(&all);
+    let of = |names: &Names, name: &str| data(names, name, RecordType::SRV);
+    let tasks = |ports: &[u16]| -> BTreeSet<String> {
+        let each = |port: &u16| [1, 2, 3].map(|n| format!("0 1 {port} web.{n}.uber-net."));
+        ports.iter().flat_map(each).collect()
+    };
+    for vips in [&[][..], &["10.0.0.200".parse().unwrap()]] {
+        names.service_set(vni(1), "web", vips);
+        for (name, ports) in [
+            ("_web._tcp", &[80, 443][..]),
+            ("_web._udp.uber-net", &[5353]),
+            ("_http._tcp.WEB", &[80, 443]),
+            ("_dns._udp.web.uber-net", &[5353]),
+            ("_80._tcp.web", &[80]),
+            ("_5353._udp.web", &[5353]),
+            // Nothing is known of these.
+            ("_80._udp.web", &[0]),
+            ("_8080._tcp.web", &[0]),
+            // By the name alone.
+            ("web", &[80, 443, 5353]),
+            ("tasks.web.uber-net", &[80, 443, 5353]),
+        ] {
+            assert_eq!(of(&names, name), tasks(ports), "{name} {vips:?}");
+        }
+    }
+    // Each address is told once.
+    let message = ask_of(&names, "web", RecordType::SRV);
+    assert_eq!((message.answers.len(), message.additionals.len()), (9, 3));
+    // One task, and one that is none.
+    assert_eq!(
+        of(&names, "_x._udp.web.2"),
+        set(["0 1 5353 web.2.uber-net."])
+    );
+    assert_eq!(of(&names, "_db._tcp"), set(["0 1 0 test.1.uber-net."]));
+    assert_eq!(of(&names, "test.1"), set([]));
+
+    names.services_set(&[]);
+    assert_eq!(of(&names, "_web._tcp"), tasks(&[0]));
+    assert_eq!(of(&names, "web"), set([]));
 }
 
 #[test]

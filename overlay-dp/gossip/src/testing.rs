@@ -20,6 +20,7 @@ pub fn host(id: HostId) -> Host {
         name: format!("host{}", id.0),
         vtep: [192, 0, 2, id.0 as u8].into(),
         data_port: 4789,
+        esp_port: 4500,
         control_port: 2377,
         gossip_port: 7946,
         manager: id == ME,

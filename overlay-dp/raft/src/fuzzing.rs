@@ -43,6 +43,7 @@ pub fn backup() -> Vec<u8> {
         name: "host1".to_owned(),
         vtep: [192, 0, 2, 1].into(),
         data_port: 4789,
+        esp_port: 4500,
         control_port: 2377,
         gossip_port: 7946,
         manager: true,

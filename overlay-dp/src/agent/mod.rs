@@ -33,6 +33,8 @@ mod start;
 mod state;
 mod status;
 mod steps;
+#[cfg(test)]
+mod tests;
 mod underlay;
 mod uplink;
 mod verify;
@@ -46,7 +48,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use overlay_cluster::Cluster;
 use overlay_common::layout::Config;
-use overlay_common::wire::VXLAN_PORT;
+use overlay_common::{esp, wire::VXLAN_PORT};
 use overlay_core::model::{Endpoint, Host as ClusterHost, HostId, Network, Vni};
 use overlay_core::tables::{StaticEntry, Tables};
 use overlay_host::{Host, HostEvent, PuntPair, Uplink};
@@ -557,11 +559,16 @@ impl Agent {
 /// The command that joins a host to the one that is `me`.
 pub fn join_command(me: &ClusterHost, token: &str) -> String {
     let address = join_address(me);
-    let data_port = match me.data_port {
-        VXLAN_PORT => String::new(),
-        port => format!(" --data-port {port}"),
-    };
-    format!("overlay-dp attach --iface <uplink> --join {address} --token {token}{data_port}")
+    // All hosts have the same.
+    let ports = [
+        ("--data-port", me.data_port, VXLAN_PORT),
+        ("--esp-port", me.esp_port, esp::PORT),
+    ];
+    let unusual = ports.iter().filter(|(_, port, usual)| port != usual);
+    let unusual: String = unusual
+        .map(|(name, port, _)| format!(" {name} {port}"))
+        .collect();
+    format!("overlay-dp attach --iface <uplink> --join {address} --token {token}{unusual}")
 }
 
 /// Where hosts join: with the port, if it is not the usual one.

@@ -69,6 +69,7 @@ impl Agent {
         tokio::spawn(monitor);
         let config = overlay_cluster::Config {
             data_port: options.data_port,
+            esp_port: options.esp_port,
             control_port: options.control_port,
             gossip_port: options.gossip_port,
             ..overlay_cluster::Config::new(

@@ -1,4 +1,4 @@
-//! Services' own addresses (VIPs): what was agreed goes into the tables and the names. Each host
+//! Services' own addresses (VIPs) and ports: what was agreed goes into the tables and the names. Each host
 //! does for itself what follows from that: its own containers' connections are balanced here.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +55,8 @@ impl Vips {
 impl Agent {
     /// Tables and names follow what was agreed. Addresses that change hands go before they come.
     pub(super) fn fit_vips(&mut self) {
+        let services = self.services();
+        self.names.change(|names| names.services_set(&services));
         let agreed = self.cluster.facts(Vips::of);
         if agreed == self.vips {
             return;

@@ -58,10 +58,16 @@ pub struct HostDetail {
     pub host: HostInfo,
     /// UDP port of its VTEP.
     pub data_port: u16,
+    /// UDP port of its encrypted networks.
+    pub esp_port: u16,
     /// UDP port of its managers' part.
     pub control_port: u16,
     /// UDP port of its gossip.
     pub gossip_port: u16,
+    /// When its certificate ends, in seconds since 1970: of another host the one that it had when
+    /// it connected with this one, if it did.
+    #[serde(default)]
+    pub certificate_end: Option<u64>,
     /// The addresses that are leased to it.
     pub addresses: Vec<HostAddresses>,
     /// Its containers.
@@ -208,8 +214,10 @@ async fn host(State(ctx): State<Ctx>, Path(text): Path<String>) -> Answer<HostDe
     Ok(Json(HostDetail {
         host: host_info(ctx.cluster.control_now().await.leader, &member),
         data_port: member.host.data_port,
+        esp_port: member.host.esp_port,
         control_port: member.host.control_port,
         gossip_port: member.host.gossip_port,
+        certificate_end: ctx.cluster.certificate_end(id),
         addresses,
         containers,
     }))

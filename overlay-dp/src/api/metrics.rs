@@ -32,6 +32,8 @@ pub(super) struct Sources {
     pub hosts: Vec<admin::HostInfo>,
     pub networks: Vec<NetworkInfo>,
     pub refused: overlay_cluster::Counters,
+    /// When this host's certificate ends, in seconds since 1970.
+    pub certificate_end: Option<u64>,
 }
 
 pub(super) fn router() -> Router<Ctx> {
@@ -62,5 +64,6 @@ async fn sources(ctx: &Ctx) -> Result<Sources> {
             .map(|network| ctx.network_info(network))
             .collect(),
         refused: ctx.cluster.counters(),
+        certificate_end: ctx.cluster.certificate_end(ctx.cluster.me().id),
     })
 }

@@ -75,19 +75,21 @@ pub struct Summary {
     pub lost: u64,
 }
 
-/// Captures until it is told to stop, or has what was asked for. `interfaces` names ports and
-/// uplinks by their ifindex; it is asked again when there is a new one.
+/// Captures until it is told to stop, or has what was asked for. `begin` makes the file, and is
+/// called when nothing keeps this capture from running any more. `interfaces` names ports and uplinks
+/// by their ifindex; it is asked again when there is a new one.
 ///
 /// # Errors
 /// When nothing of overlay-dp runs here, another capture does, or the file can't be written.
 pub fn run<W: Write>(
     instance: &Instance,
     wanted: &Wanted,
-    file: &mut File<W>,
+    begin: impl FnOnce() -> Result<File<W>>,
     mut interfaces: impl FnMut() -> HashMap<u32, Interface>,
     stop: &AtomicBool,
 ) -> Result<Summary> {
     let mut tap = Tap::open(instance)?;
+    let mut file = begin()?;
     let places = [(wanted.inner, INNER), (wanted.outer, OUTER)];
     let places = places.iter().filter(|(is_wanted, _)| *is_wanted);
     let mut control = Control {

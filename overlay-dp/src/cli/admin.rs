@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use hyper::Method;
 
 use super::args::{ClusterCommand, HostCommand, TokenCommand};
-use super::{path_part, print, render};
+use super::each::Each;
+use super::{lines, path_part, print, render};
 use crate::agent::{self, Finding};
 use crate::api::TokenInfo;
 use crate::api::admin::{ClusterInfo, HostDetail, HostInfo, HostRemove, Role, TokenAsk, VerifyAsk};
@@ -25,19 +26,15 @@ pub(super) async fn host(instance: &Instance, json: bool, command: HostCommand) 
             print(json, &hosts, || render::admin::hosts(&hosts))
         }
         HostCommand::Inspect { hosts } => {
-            let mut found: Vec<HostDetail> = Vec::new();
-            for host in &hosts {
-                found.push(call(instance, Method::GET, &path(host), none).await?);
-            }
-            print(json, &found, || render::admin::host_details(&found))
+            let ask = async |host: &String| call(instance, Method::GET, &path(host), none).await;
+            let found: Each<HostDetail> = Each::of(&hosts, ask).await;
+            found.print(json, render::admin::host_details)
         }
         HostCommand::Rm { hosts, force } => {
-            let mut gone: Vec<HostInfo> = Vec::new();
-            for host in &hosts {
-                let ask = HostRemove { force };
-                gone.push(call(instance, Method::DELETE, &path(host), Some(&ask)).await?);
-            }
-            print(json, &gone, || names(&gone))
+            let body = Some(&HostRemove { force });
+            let ask = async |host: &String| call(instance, Method::DELETE, &path(host), body).await;
+            let gone: Each<HostInfo> = Each::of(&hosts, ask).await;
+            gone.print(json, |gone| lines(gone, |host| host.name.clone()))
         }
         HostCommand::Promote { hosts } => roles(instance, json, &hosts, true).await,
         HostCommand::Demote { hosts } => roles(instance, json, &hosts, false).await,
@@ -45,21 +42,15 @@ pub(super) async fn host(instance: &Instance, json: bool, command: HostCommand) 
 }
 
 async fn roles(instance: &Instance, json: bool, hosts: &[String], manager: bool) -> Result<()> {
-    let mut changed: Vec<HostInfo> = Vec::new();
-    for host in hosts {
+    let ask = async |host: &String| {
         let path = format!("/v1/hosts/{}/role", path_part(host));
-        changed.push(call(instance, Method::POST, &path, Some(&Role { manager })).await?);
-    }
-    print(json, &changed, || {
-        let role = if manager { "manager" } else { "worker" };
-        let lines = changed.iter().map(|h| format!("{} is a {role}", h.name));
-        lines.collect::<Vec<_>>().join("\n")
+        call(instance, Method::POST, &path, Some(&Role { manager })).await
+    };
+    let changed: Each<HostInfo> = Each::of(hosts, ask).await;
+    let role = if manager { "manager" } else { "worker" };
+    changed.print(json, |changed| {
+        lines(changed, |host| format!("{} is a {role}", host.name))
     })
-}
-
-fn names(hosts: &[HostInfo]) -> String {
-    let names: Vec<&str> = hosts.iter().map(|h| h.name.as_str()).collect();
-    names.join("\n")
 }
 
 pub(super) async fn token(instance: &Instance, json: bool, command: TokenCommand) -> Result<()> {

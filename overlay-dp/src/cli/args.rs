@@ -99,6 +99,9 @@ pub enum Command {
     /// Why a packet would be dropped, or where it would go, step by step on both hosts
     Trace(super::trace::TraceArgs),
     /// Hooks and why they are used, VTEPs, counters, drops
+    #[command(after_help = "Examples:
+  overlay-dp status
+  overlay-dp status --json | jq .drops")]
     Status,
     /// Print a shell's completion script
     Completion(super::docs::CompletionArgs),
@@ -239,14 +242,23 @@ pub enum NetworkCommand {
         encrypted: bool,
     },
     /// List networks
+    #[command(after_help = "Examples:
+  overlay-dp network ls
+  overlay-dp network ls --json | jq -r .[].name")]
     Ls,
     /// Show networks with their containers
+    #[command(after_help = "Examples:
+  overlay-dp network inspect uber-net
+  overlay-dp network inspect blue green --json")]
     Inspect {
         /// Their names
         #[arg(required = true)]
         names: Vec<String>,
     },
     /// Remove networks that no container uses
+    #[command(after_help = "Examples:
+  overlay-dp network rm uber-net
+  overlay-dp network rm blue green")]
     Rm {
         /// Their names
         #[arg(required = true)]
@@ -305,6 +317,9 @@ pub enum ContainerCommand {
         publish: Vec<Publish>,
     },
     /// Detach containers of this host
+    #[command(after_help = "Examples:
+  overlay-dp container rm test.1
+  overlay-dp container rm web db --network uber-net")]
     Rm {
         /// Their names
         #[arg(required = true)]
@@ -314,6 +329,9 @@ pub enum ContainerCommand {
         network: Option<String>,
     },
     /// List containers
+    #[command(after_help = "Examples:
+  overlay-dp container ls
+  overlay-dp container ls --network uber-net --local")]
     Ls {
         /// Those of this network only
         #[arg(long)]
@@ -328,7 +346,12 @@ pub enum ContainerCommand {
 #[derive(Debug, Subcommand)]
 pub enum FdbCommand {
     /// Show the table
-    #[command(visible_alias = "ls")]
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:
+  overlay-dp fdb show
+  overlay-dp fdb show --network uber-net"
+    )]
     Show {
         /// Entries of this network only
         #[arg(long)]
@@ -356,6 +379,8 @@ Example:
         ips: Vec<IpAddr>,
     },
     /// Remove such a MAC
+    #[command(after_help = "Example:
+  overlay-dp fdb del 02:42:0a:00:00:09 --network uber-net")]
     Del {
         /// The Ethernet address
         mac: MacAddr,
@@ -377,8 +402,14 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub enum HostCommand {
     /// List hosts
+    #[command(after_help = "Examples:
+  overlay-dp host ls
+  overlay-dp host ls --json | jq -r '.[] | select(.manager) | .name'")]
     Ls,
     /// Show hosts with what they have
+    #[command(after_help = "Examples:
+  overlay-dp host inspect host2
+  overlay-dp host inspect host2 host3 --json")]
     Inspect {
         /// Their names or ids
         #[arg(required = true, value_name = "HOST")]
@@ -436,7 +467,11 @@ pub enum VtepCommand {
         after_help = "STATE is what the cluster says of the host's agent, DATA PATH whether its data path answers \
     probes by itself: 'answers', 'silent', or 'unknown' for one that never did, such as a Linux vxlan device. \
     LATENCY is the average round trip, with the fastest and the 99th percentile of the last 100 probes. PATH MTU \
-    is the largest IP packet that arrives there and back."
+    is the largest IP packet that arrives there and back.
+
+Examples:
+  overlay-dp vtep ls
+  overlay-dp vtep ls --json | jq '.[] | {address, path_mtu}'"
     )]
     Ls,
 }
@@ -445,12 +480,19 @@ pub enum VtepCommand {
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Print the token and the command that joins a host
+    #[command(after_help = "Examples:
+  overlay-dp token show
+  overlay-dp token show --manager
+  overlay-dp token show --json | jq -r .token")]
     Show {
         /// The token that makes managers of those who join with it
         #[arg(long)]
         manager: bool,
     },
     /// Replace the token: the old one is worth nothing from now on; hosts that have joined stay
+    #[command(after_help = "Examples:
+  overlay-dp token rotate
+  overlay-dp token rotate --manager")]
     Rotate {
         /// The token that makes managers of those who join with it
         #[arg(long)]
@@ -462,6 +504,9 @@ pub enum TokenCommand {
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
     /// Show the managers, who leads them, and whether they are enough to agree
+    #[command(after_help = "Examples:
+  overlay-dp cluster status
+  overlay-dp cluster status --json | jq .quorum")]
     Status,
     /// Write what the managers have agreed on to a file: networks, hosts, addresses, tokens, the CA with its key
     #[command(
@@ -529,6 +574,37 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_command_that_does_something_has_examples() {
+        let (mut commands, mut without) = (0, Vec::new());
+        leaves(&mut Cli::command(), "", &mut |name, command| {
+            commands += 1;
+            let help = command.render_long_help().to_string();
+            let examples = help.lines().skip_while(|line| !line.starts_with("Example"));
+            let shown = format!("overlay-dp{name}");
+            if !examples.skip(1).any(|line| line.contains(&shown)) {
+                without.push(shown);
+            }
+        });
+        assert!(commands > 30, "{commands}");
+        assert!(without.is_empty(), "{without:#?}");
+    }
+
+    /// Those that have no commands of their own, with their names.
+    fn leaves(
+        command: &mut clap::Command,
+        name: &str,
+        see: &mut impl FnMut(&str, &mut clap::Command),
+    ) {
+        if !command.has_subcommands() {
+            return see(name, command);
+        }
+        for sub in command.get_subcommands_mut() {
+            let name = format!("{name} {}", sub.get_name());
+            leaves(sub, &name, see);
+        }
     }
 
     #[test]

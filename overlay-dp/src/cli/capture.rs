@@ -1,7 +1,9 @@
 //! `capture`
 
 use std::collections::HashMap;
+use std::fs::{OpenOptions, Permissions};
 use std::io::IsTerminal as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +36,7 @@ Examples:
   overlay-dp capture -w - icmp | wireshark -k -i -"
 )]
 pub struct CaptureArgs {
-    /// The file, in pcapng; '-' is standard output
+    /// The file, in pcapng, for its owner alone to read; '-' is standard output
     #[arg(short = 'w', long = "write", value_name = "FILE")]
     file: PathBuf,
     /// Packets of this network only
@@ -84,15 +86,17 @@ pub async fn capture(instance: &Instance, json: bool, args: CaptureArgs) -> Resu
         let names = || handle.block_on(interfaces(&own));
         match to_stdout {
             true => {
-                let mut file = File::begin(std::io::stdout(), wanted.snap, &host)?;
-                ends_well(run(&own, &wanted, &mut file, names, &stop))
+                let file = || File::begin(std::io::stdout(), wanted.snap, &host);
+                ends_well(run(&own, &wanted, file, names, &stop))
             }
             false => {
                 let path = &args.file;
-                let file = std::fs::File::create(path);
-                let file = file.with_context(|| format!("can't write {}", path.display()))?;
-                let mut file = File::begin(file, wanted.snap, &host)?;
-                run(&own, &wanted, &mut file, names, &stop)
+                let file = || {
+                    let file = make(path);
+                    let file = file.with_context(|| format!("can't write {}", path.display()))?;
+                    File::begin(file, wanted.snap, &host)
+                };
+                run(&own, &wanted, file, names, &stop)
             }
         }
     };
@@ -111,6 +115,22 @@ pub async fn capture(instance: &Instance, json: bool, args: CaptureArgs) -> Resu
         false => eprintln!("{written} packets written, {unwanted} not wanted, {lost} lost"),
     }
     Ok(())
+}
+
+/// The file, empty, and for its owner alone: packets have in them what containers tell each other.
+fn make(path: &Path) -> std::io::Result<std::fs::File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    // A device or a pipe is as it is.
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_len(0)?;
+    }
+    Ok(file)
 }
 
 /// Whoever reads has seen enough.

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use hyper::Method;
 
-use super::print;
+use super::each::Each;
+use super::lines;
 use crate::api::client::call;
 use crate::api::docker::{DockerCreate, DockerNetwork};
 use crate::docker::Options;
@@ -40,21 +41,20 @@ Examples:
 
 pub(super) async fn run(instance: &Instance, json: bool, command: DockerCommand) -> Result<()> {
     let DockerCommand::Create { names, everywhere } = command;
-    let mut made: Vec<DockerNetwork> = Vec::new();
-    for name in names {
-        let ask = DockerCreate { name, everywhere };
-        let path = "/v1/docker/networks";
-        made.push(call(instance, Method::POST, path, Some(&ask)).await?);
-    }
-    if let Some(warning) = made.iter().find_map(|network| network.warning.as_ref()) {
+    let ask = async |name| {
+        let body = DockerCreate { name, everywhere };
+        call(instance, Method::POST, "/v1/docker/networks", Some(&body)).await
+    };
+    let made: Each<DockerNetwork> = Each::of(names, ask).await;
+    let mut all = made.done.iter();
+    if let Some(warning) = all.find_map(|network| network.warning.as_ref()) {
         eprintln!("warning: {warning}");
     }
-    print(json, &made, || {
-        let line = |network: &DockerNetwork| {
+    made.print(json, |made| {
+        lines(made, |network| {
             let subnets: Vec<String> = network.subnets.iter().map(ToString::to_string).collect();
             format!("{}: {}, {}", network.name, subnets.join(", "), network.id)
-        };
-        made.iter().map(line).collect::<Vec<_>>().join("\n")
+        })
     })
 }
 

@@ -22,6 +22,8 @@ pub struct CompletionArgs {
 
 /// `man`
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  overlay-dp man target/man")]
 pub struct ManArgs {
     /// The directory, which is made if need be
     dir: PathBuf,

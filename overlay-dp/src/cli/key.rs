@@ -17,10 +17,16 @@ pub enum KeyCommand {
     #[command(
         after_help = "Each host gives each other one a key of its own to send to it with, by connections on which \
     both show their certificates. SPI is its name in ESP packets. An old one that others may still send with is taken \
-    for a minute more. Keys are in memory only."
+    for a minute more. Keys are in memory only.
+
+Examples:
+  overlay-dp key ls
+  overlay-dp key ls --json"
     )]
     Ls,
     /// Have other keys agreed on now, with all hosts and in both directions; no packet is lost
+    #[command(after_help = "Example:
+  overlay-dp key rotate")]
     Rotate,
 }
 

@@ -5,12 +5,14 @@ pub mod args;
 mod capture;
 mod docker;
 mod docs;
+mod each;
 mod key;
 mod render;
 mod run;
 mod service;
 mod top;
 mod trace;
+mod usage;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -31,18 +33,19 @@ use crate::privileges;
 use args::{
     AttachArgs, Cli, Command, ContainerCommand, DetachArgs, FdbCommand, NetworkCommand, VtepCommand,
 };
+use each::Each;
 
 /// Parses the command line and does what it says. Errors are one line on standard error.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::say(&error),
+    };
     let json = cli.json;
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            match json {
-                true => eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") })),
-                false => eprintln!("overlay-dp: {error:#}"),
-            }
+            complain(json, &error);
             match error.is::<agent::Expelled>() {
                 true => ExitCode::from(agent::Expelled::EXIT_STATUS),
                 false => ExitCode::FAILURE,
@@ -220,32 +223,17 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
             print(json, &networks, || render::networks(&networks))
         }
         NetworkCommand::Inspect { names } => {
-            let mut found: Vec<NetworkDetail> = Vec::new();
-            for name in &names {
-                found.push(
-                    call(
-                        instance,
-                        Method::GET,
-                        &format!("/v1/networks/{}", path_part(name)),
-                        none,
-                    )
-                    .await?,
-                );
-            }
-            print(json, &found, || render::network_details(&found))
+            let ask = async |name: &String| network_detail(instance, name).await;
+            let found = Each::of(&names, ask).await;
+            found.print(json, render::network_details)
         }
         NetworkCommand::Rm { names } => {
-            let mut gone: Vec<NetworkInfo> = Vec::new();
-            for name in &names {
+            let ask = async |name: &String| {
                 let path = format!("/v1/networks/{}", path_part(name));
-                gone.push(call(instance, Method::DELETE, &path, none).await?);
-            }
-            print(json, &gone, || {
-                gone.iter()
-                    .map(|n| n.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            })
+                call(instance, Method::DELETE, &path, none).await
+            };
+            let gone: Each<NetworkInfo> = Each::of(&names, ask).await;
+            gone.print(json, |gone| lines(gone, |network| network.name.clone()))
         }
     }
 }
@@ -288,29 +276,25 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
             print(json, &added, || render::container_added(&added))
         }
         ContainerCommand::Rm { names, network } => {
-            let mut gone: Vec<ContainerInfo> = Vec::new();
-            for name in names {
+            let ask = async |name| {
                 let request = ContainerRemove {
                     name,
                     network: network.clone(),
                 };
-                let removed: Vec<ContainerInfo> =
-                    call(instance, Method::DELETE, "/v1/containers", Some(&request)).await?;
-                gone.extend(removed);
-            }
-            print(json, &gone, || {
-                gone.iter()
-                    .map(|c| format!("{} ({})", c.name, c.network))
-                    .collect::<Vec<_>>()
-                    .join("\n")
+                call(instance, Method::DELETE, "/v1/containers", Some(&request)).await
+            };
+            let gone: Each<Vec<ContainerInfo>> = Each::of(names, ask).await;
+            gone.concat().print(json, |gone| {
+                lines(gone, |c| format!("{} ({})", c.name, c.network))
             })
         }
         ContainerCommand::Ls { network, local } => {
-            let mut all: Vec<ContainerInfo> =
-                call(instance, Method::GET, "/v1/containers", None::<&()>).await?;
-            all.retain(|c| {
-                network.as_ref().is_none_or(|n| *n == c.network) && (!local || c.local.is_some())
-            });
+            let mut all: Vec<ContainerInfo> = match network {
+                // A network that is not there is an error, and not an empty one.
+                Some(name) => network_detail(instance, &name).await?.containers,
+                None => call(instance, Method::GET, "/v1/containers", None::<&()>).await?,
+            };
+            all.retain(|c| !local || c.local.is_some());
             print(json, &all, || render::containers(&all))
         }
     }
@@ -320,7 +304,11 @@ async fn fdb(instance: &Instance, json: bool, command: FdbCommand) -> Result<()>
     match command {
         FdbCommand::Show { network } => {
             let mut rows: Vec<FdbRow> = call(instance, Method::GET, "/v1/fdb", None::<&()>).await?;
-            rows.retain(|r| network.as_ref().is_none_or(|n| *n == r.network));
+            if let Some(name) = network {
+                // One that is not there is an error, and not an empty one.
+                let network = crate::plugins::network::find(instance, &name).await?;
+                rows.retain(|row| row.network == network.name);
+            }
             print(json, &rows, || render::fdb(&rows))
         }
         FdbCommand::Add {
@@ -345,6 +333,25 @@ async fn fdb(instance: &Instance, json: bool, command: FdbCommand) -> Result<()>
             let row: FdbRow = call(instance, Method::DELETE, "/v1/fdb", Some(&request)).await?;
             print(json, &row, || format!("{} on {}", row.mac, row.network))
         }
+    }
+}
+
+/// A network with its containers; an error when there is none.
+async fn network_detail(instance: &Instance, name: &str) -> Result<NetworkDetail> {
+    let path = format!("/v1/networks/{}", path_part(name));
+    call(instance, Method::GET, &path, None::<&()>).await
+}
+
+/// One line of text for each.
+fn lines<T>(all: &[T], line: impl Fn(&T) -> String) -> String {
+    all.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// An error, in one line on standard error.
+fn complain(json: bool, error: &anyhow::Error) {
+    match json {
+        true => eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") })),
+        false => eprintln!("overlay-dp: {error:#}"),
     }
 }
 

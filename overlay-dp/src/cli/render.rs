@@ -1,6 +1,8 @@
 //! Tables for people, in the manner of `ip`, `bridge` and `docker network`.
 
 pub mod admin;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -50,6 +52,7 @@ pub fn networks(networks: &[NetworkInfo]) -> String {
             "HOSTS",
             "ENDPOINTS",
             "ATTACHED",
+            "INTERNAL",
             "ENCRYPTED",
         ],
         networks.iter().map(|n| {
@@ -61,6 +64,7 @@ pub fn networks(networks: &[NetworkInfo]) -> String {
                 n.hosts.to_string(),
                 n.endpoints.map_or("-".into(), |n| n.to_string()),
                 if n.attached { "yes" } else { "no (known)" }.to_owned(),
+                if n.internal { "yes" } else { "no" }.to_owned(),
                 if n.encrypted { "yes" } else { "no" }.to_owned(),
             ]
         }),
@@ -72,7 +76,7 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
     let one = |d: &NetworkDetail| {
         let n = &d.network;
         format!(
-            "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n  encrypted {}\n\n{}",
+            "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n  internal  {}\n  encrypted {}\n\n{}",
             n.name,
             n.vni,
             list(&families(n).map(|(subnet, _)| subnet).collect::<Vec<_>>()),
@@ -81,6 +85,11 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
                 "yes"
             } else {
                 "no: no container of this host is on it"
+            },
+            if n.internal {
+                "yes: nothing leads out of it or into it"
+            } else {
+                "no"
             },
             if n.encrypted {
                 "yes: ESP, AES-256-GCM, between hosts"
@@ -115,7 +124,7 @@ pub fn containers(containers: &[ContainerInfo]) -> String {
             [
                 c.name.clone(),
                 c.network.clone(),
-                c.ip.map_or("-".into(), |ip| ip.to_string()),
+                addresses(c),
                 c.mac.to_string(),
                 c.host_name.clone(),
                 local(|l| l.ifname.clone()),
@@ -134,9 +143,17 @@ pub fn containers(containers: &[ContainerInfo]) -> String {
     )
 }
 
+/// Of both families.
+fn addresses(c: &ContainerInfo) -> String {
+    match c.ips.is_empty() {
+        true => "-".into(),
+        false => list(&c.ips),
+    }
+}
+
 /// `container add`
 pub fn container_added(c: &ContainerInfo) -> String {
-    let ip = c.ip.map_or("-".into(), |ip| ip.to_string());
+    let ip = addresses(c);
     match &c.local {
         Some(l) => format!(
             "{}: {ip} on {}, {} in {}, MAC {}, MTU {}",

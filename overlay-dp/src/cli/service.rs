@@ -8,8 +8,9 @@ use hyper::Method;
 use overlay_core::health::{HealthCheck, Probe};
 use overlay_core::model::{EndpointMode, ServicePort};
 
+use super::each::Each;
 use super::render::{list, table};
-use super::{path_part, print};
+use super::{lines, path_part, print};
 use crate::api::client::call;
 use crate::api::services::{ServiceCreate, ServiceDetail, ServiceInfo};
 use crate::api::{ContainerInfo, Publish};
@@ -163,11 +164,9 @@ pub(super) async fn service(
             print(json, &all, || rows(&all))
         }
         ServiceCommand::Inspect { names } => {
-            let mut found: Vec<ServiceDetail> = Vec::new();
-            for name in &names {
-                found.push(call(instance, Method::GET, &path(name), none).await?);
-            }
-            print(json, &found, || {
+            let ask = async |name: &String| call(instance, Method::GET, &path(name), none).await;
+            let found: Each<ServiceDetail> = Each::of(&names, ask).await;
+            found.print(json, |found| {
                 let each = found
                     .iter()
                     .map(|detail| format!("{}\n\n{}", one(&detail.service), tasks(&detail.tasks)));
@@ -175,14 +174,9 @@ pub(super) async fn service(
             })
         }
         ServiceCommand::Rm { names } => {
-            let mut gone: Vec<ServiceInfo> = Vec::new();
-            for name in &names {
-                gone.push(call(instance, Method::DELETE, &path(name), none).await?);
-            }
-            print(json, &gone, || {
-                let names = gone.iter().map(|service| service.name.as_str());
-                names.collect::<Vec<_>>().join("\n")
-            })
+            let ask = async |name: &String| call(instance, Method::DELETE, &path(name), none).await;
+            let gone: Each<ServiceInfo> = Each::of(&names, ask).await;
+            gone.print(json, |gone| lines(gone, |service| service.name.clone()))
         }
     }
 }

@@ -89,7 +89,14 @@ pub(super) async fn join(
 /// What is wrong with what a host says of itself; the rest is for the facts to say.
 pub(super) fn check_info(info: &HostInfo) -> Result<(), No> {
     check_name(&info.name).map_err(|error| denied(error.to_string()))?;
-    if [info.data_port, info.control_port, info.gossip_port].contains(&0) {
+    let HostInfo {
+        data_port,
+        esp_port,
+        control_port,
+        gossip_port,
+        ..
+    } = *info;
+    if [data_port, esp_port, control_port, gossip_port].contains(&0) {
         return Err(denied("a port can't be 0"));
     }
     Ok(())

@@ -256,6 +256,7 @@ async fn member(
                 name: info.name,
                 vtep: info.vtep,
                 data_port: info.data_port,
+                esp_port: info.esp_port,
                 control_port: info.control_port,
                 gossip_port: info.gossip_port,
             }

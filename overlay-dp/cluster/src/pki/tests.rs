@@ -24,6 +24,12 @@ fn a_certificate_names_its_host_and_only_a_manager_is_one() {
             UnixTime::now(),
         );
         assert_eq!(verified.is_ok(), manager);
+        // Which is when the others take it no more.
+        let end = identity.end().unwrap();
+        assert!((89 * 86_400..=90 * 86_400).contains(&(end - wall_clock())));
+        let at = |time| UnixTime::since_unix_epoch(std::time::Duration::from_secs(time));
+        let taken = |time| identity.verify(&host_name(HostId(0xabc)), at(time)).is_ok();
+        assert!(taken(end) && !taken(end + 1));
         assert_eq!(identity.is_manager(), manager);
     }
 }

@@ -72,6 +72,8 @@ pub enum Command {
         vtep: IpAddr,
         /// Its data port from now on.
         data_port: u16,
+        /// Its ESP port from now on.
+        esp_port: u16,
         /// Its control port from now on.
         control_port: u16,
         /// Its gossip port from now on.

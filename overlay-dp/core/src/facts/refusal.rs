@@ -60,6 +60,14 @@ pub enum Refusal {
         /// What all hosts have.
         cluster: u16,
     },
+    /// All hosts have the same.
+    #[error("ESP port {port} is not the cluster's: start with --esp-port {cluster}")]
+    EspPort {
+        /// As asked for.
+        port: u16,
+        /// What all hosts have.
+        cluster: u16,
+    },
     /// The cluster would have no manager.
     #[error("host {0} is the last manager: promote another first")]
     LastManager(HostId),

@@ -84,6 +84,36 @@ fn all_hosts_have_one_data_port() {
     );
 }
 
+/// Else encrypted networks between them would be silent.
+#[test]
+fn all_hosts_have_one_esp_port() {
+    let mut rig = Rig::new(1);
+    let other = Host {
+        esp_port: 4501,
+        ..host(2)
+    };
+    let refusal = add(&mut rig, other, None).unwrap_err();
+    let wanted = Refusal::EspPort {
+        port: 4501,
+        cluster: 4500,
+    };
+    assert_eq!(refusal, wanted);
+    // Nor can one change it while there are others; the only one may.
+    let update = |esp_port| Command::HostUpdate {
+        id: id(1),
+        name: "one".into(),
+        vtep: host(1).vtep,
+        data_port: 4789,
+        esp_port,
+        control_port: 2377,
+        gossip_port: 7946,
+    };
+    rig.apply(update(4501)).unwrap();
+    rig.apply(update(4500)).unwrap();
+    add(&mut rig, host(2), None).unwrap();
+    assert_eq!(rig.apply(update(4501)), Err(wanted));
+}
+
 #[test]
 fn the_last_manager_stays() {
     let mut rig = Rig::new(3);
@@ -116,6 +146,7 @@ fn a_host_moves_to_another_address_and_keeps_its_role() {
         name: "moved".into(),
         vtep,
         data_port: 4789,
+        esp_port: 4500,
         control_port: 1,
         gossip_port: 2,
     };

@@ -128,6 +128,7 @@ fn host(number: u64) -> Host {
         name: format!("host{number}"),
         vtep: IpAddr::from([172, 31, low[0], low[1]]),
         data_port: 4789,
+        esp_port: 4500,
         control_port: 2377,
         gossip_port: 7946,
         manager: false,

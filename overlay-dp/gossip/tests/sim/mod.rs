@@ -375,6 +375,7 @@ fn host(n: usize, manager: bool) -> Host {
         name: format!("host{n}"),
         vtep: Ipv4Addr::from_bits(0xc612_0000 + n as u32 + 1).into(),
         data_port: 4789,
+        esp_port: 4500,
         control_port: 2377,
         gossip_port: 7946,
         manager,

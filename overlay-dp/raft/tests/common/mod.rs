@@ -271,6 +271,7 @@ pub fn host(id: u64, manager: bool) -> Host {
         name: format!("host{id}"),
         vtep: IpAddr::V4(Ipv4Addr::new(192, 0, 2, id as u8)),
         data_port: 4789,
+        esp_port: 4500,
         control_port: 2377,
         gossip_port: 7946,
         manager,

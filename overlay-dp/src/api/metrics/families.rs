@@ -327,6 +327,14 @@ impl All {
             None,
             f64::from(u8::from(cluster.leader.is_some())),
         )?;
+        if let Some(end) = self.sources.certificate_end {
+            to.gauge(
+                "certificate_end_timestamp",
+                "When this host's certificate ends, since 1970: it is renewed by itself 60 days before",
+                Some(Unit::Seconds),
+                end as f64,
+            )?;
+        }
         let index = cluster.version.rsplit_once('.');
         let index = index.and_then(|(_, index)| index.parse::<u64>().ok());
         to.gauge(

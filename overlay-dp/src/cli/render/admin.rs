@@ -1,5 +1,9 @@
 //! Tables of `host`, `cluster` and `verify`.
 
+use std::time::SystemTime;
+
+use time::OffsetDateTime;
+
 use super::{containers, list, table};
 use crate::agent::Finding;
 use crate::api::admin::{ClusterInfo, HostDetail, HostInfo};
@@ -39,13 +43,16 @@ pub fn host_details(details: &[HostDetail]) -> String {
             .iter()
             .map(|a| [a.network.clone(), a.count.to_string(), list(&a.leased)]);
         format!(
-            "{}\n  id      {}\n  role    {}\n  state   {}\n  VTEP    {}\n  ports   data {}, control {}, gossip {} (udp)\n\n{}\n\n{}",
+            "{}\n  id           {}\n  role         {}\n  state        {}\n  VTEP         {}\n  \
+             certificate  {}\n  ports        data {}, ESP {}, control {}, gossip {} (udp)\n\n{}\n\n{}",
             h.name,
             h.id,
             role(h),
             h.state,
             h.vtep,
+            certificate(d, SystemTime::now()),
             d.data_port,
+            d.esp_port,
             d.control_port,
             d.gossip_port,
             table(["NETWORK", "LEASED", "ADDRESSES"], addresses),
@@ -53,6 +60,26 @@ pub fn host_details(details: &[HostDetail]) -> String {
         )
     };
     details.iter().map(one).collect::<Vec<_>>().join("\n\n")
+}
+
+/// When it ends, and how far that is.
+fn certificate(d: &HostDetail, now: SystemTime) -> String {
+    let end = d.certificate_end.and_then(|end| i64::try_from(end).ok());
+    let date = end.and_then(|end| OffsetDateTime::from_unix_timestamp(end).ok());
+    let Some(end) = date else {
+        return "unknown: this host has no connection with it".to_owned();
+    };
+    let left = end - OffsetDateTime::from(now);
+    let when = match left.is_negative() {
+        false => format!("ends in {} days", left.whole_days()),
+        true => format!("ended {} days ago", -left.whole_days()),
+    };
+    let date = end.date();
+    match d.host.this {
+        true => format!("{when}, on {date}"),
+        // Hosts renew their own, and connections stand for long.
+        false => format!("{when}, on {date}, when it connected with this host"),
+    }
 }
 
 /// `cluster status`

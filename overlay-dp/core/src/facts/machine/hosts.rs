@@ -104,6 +104,12 @@ fn check(facts: &Facts, host: &Host, instead_of: Option<HostId>) -> Result<(), R
                 cluster: other.data_port,
             });
         }
+        if other.esp_port != host.esp_port {
+            return Err(Refusal::EspPort {
+                port: host.esp_port,
+                cluster: other.esp_port,
+            });
+        }
     }
     for network in facts.networks() {
         if let Some(family) = network

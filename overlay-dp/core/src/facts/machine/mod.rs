@@ -187,6 +187,7 @@ impl StateMachine {
                 name,
                 vtep,
                 data_port,
+                esp_port,
                 control_port,
                 gossip_port,
             } => {
@@ -195,6 +196,7 @@ impl StateMachine {
                     name: name.clone(),
                     vtep: *vtep,
                     data_port: *data_port,
+                    esp_port: *esp_port,
                     control_port: *control_port,
                     gossip_port: *gossip_port,
                     manager: facts.host(*id).is_some_and(|host| host.manager),
