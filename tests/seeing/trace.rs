@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use overlay_lab::{Container, Host, Lab, LabSpec, Overlay, ping, test, wait_until};
+use overlay_lab::{Container, Host, Lab, LabSpec, Overlay, hex, ping, test, wait_until};
 use serde_json::Value;
 
 use crate::BIN;
@@ -136,24 +136,9 @@ fn what_maps_lack_is_told(
     from: &Container,
     to: &Container,
 ) -> Result<()> {
-    let pins = format!("/sys/fs/bpf/overlay-dp/{}", receiver.instance);
-    let dirs = std::fs::read_dir(&pins)?.flatten();
-    let maps: Vec<_> = dirs
-        .map(|dir| dir.path().join("maps/OVL_FDB"))
-        .filter(|map| map.exists())
-        .collect();
-    let [map] = maps.as_slice() else {
-        anyhow::bail!("{maps:?}");
-    };
-    let vni = 4096_u32
-        .to_ne_bytes()
-        .map(|byte| format!("{byte:02x}"))
-        .join(" ");
+    let vni = hex(4096_u32.to_ne_bytes());
     let mac = from.mac.replace(':', " ");
-    receiver.ns.run(&format!(
-        "bpftool map delete pinned {} key hex {vni} {mac} 00 00",
-        map.display()
-    ))?;
+    receiver.bpf_map("delete", "OVL_FDB", &format!("key hex {vni} {mac} 00 00"))?;
     let told = trace(sender, "test.1 test.2")?;
     let text = told.to_string();
     ensure!(
@@ -183,19 +168,8 @@ fn an_interface_is_down(host: &Host, from: &Container, to: &Container) -> Result
 
 fn a_program_was_removed(lab: &Lab, overlay: &mut Overlay) -> Result<()> {
     let host = lab.host(1);
-    let containers = host.overlay_json("container ls --local")?;
-    let all = containers.as_array().context("no list")?.iter();
-    let mut of_test1 = all.filter(|container| container["name"] == "test.1");
-    let ifindex = of_test1
-        .next()
-        .map(|c| c["local"]["port_ifindex"].to_string());
-    let ifindex = ifindex.context("no test.1")?;
-    let pins = format!("/sys/fs/bpf/overlay-dp/{}", host.instance);
-    let links = host
-        .ns
-        .run(&format!("find {pins} -name port-{ifindex}-*"))?;
-    ensure!(links.lines().count() == 1, "{links}");
-    std::fs::remove_file(links.trim())?;
+    let ifindex = host.port_ifindex("test.1")?;
+    std::fs::remove_file(host.pin(&format!("port-{ifindex}-*"))?)?;
     let gone = trace(host, "test.1 test.2")?;
     ensure!(
         gone["arrives"] == false && gone.to_string().contains("removed the program"),
