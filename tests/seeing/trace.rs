@@ -16,14 +16,14 @@ fn a_trace_follows_a_packet_to_its_end() {
             ..LabSpec::default()
         };
         test(BIN, spec, |lab| {
-            let mut overlay = Overlay::start(lab, &format!("--datapath {datapath}"))?;
+            let overlay = Overlay::start(lab, &format!("--datapath {datapath}"))?;
             it_arrives(lab, datapath)?;
             nobody_has_that_address(lab.host(1))?;
             too_large(lab.host(1), overlay.c(1), overlay.c(2))?;
             what_maps_lack_is_told(lab.host(2), lab.host(1), overlay.c(1), overlay.c(2))?;
             an_interface_is_down(lab.host(1), overlay.c(1), overlay.c(2))?;
             if datapath == "tcx" {
-                a_program_was_removed(lab, &mut overlay)?;
+                a_program_was_removed(lab.host(1))?;
                 the_host_is_cut_off(lab)?;
             }
             Ok(overlay)
@@ -166,8 +166,7 @@ fn an_interface_is_down(host: &Host, from: &Container, to: &Container) -> Result
     from.wait_reaches(to, Duration::from_secs(5))
 }
 
-fn a_program_was_removed(lab: &Lab, overlay: &mut Overlay) -> Result<()> {
-    let host = lab.host(1);
+fn a_program_was_removed(host: &Host) -> Result<()> {
     let ifindex = host.port_ifindex("test.1")?;
     std::fs::remove_file(host.pin(&format!("port-{ifindex}-*"))?)?;
     let gone = trace(host, "test.1 test.2")?;
@@ -175,11 +174,8 @@ fn a_program_was_removed(lab: &Lab, overlay: &mut Overlay) -> Result<()> {
         gone["arrives"] == false && gone.to_string().contains("removed the program"),
         "{gone:#}"
     );
-    // As the advice says. Killed, it leaves everything as it is.
-    overlay.agents.remove(0).kill();
-    overlay
-        .agents
-        .insert(0, lab.start_agent(1, "--datapath tcx")?);
+    // As the advice says.
+    host.overlay("verify --repair")?;
     let back = trace(host, "test.1 test.2")?;
     ensure!(back["arrives"] == true, "{back:#}");
     Ok(())

@@ -113,7 +113,7 @@ impl Host {
                     inside.add_address(peer.index, *ip, *prefix).await?;
                 }
             }
-            self.start(&inside, spec, peer.index).await.map(drop)
+            self.start(inside, spec, peer.index).await.map(drop)
         })
         .await
     }
@@ -177,7 +177,7 @@ impl Host {
         for (ip, prefix) in spec.addrs.iter().copied().chain(link_local_addr) {
             inside.add_address(peer.index, ip, prefix).await?;
         }
-        let default_route = self.start(&inside, spec, peer.index).await?;
+        let default_route = self.start(inside, spec, peer.index).await?;
         if !spec.in_host {
             // Last of what can fail, since it is not ours to undo.
             inside.set_up("lo").await?;
