@@ -270,6 +270,8 @@ fn a_resolv_conf_of_somebody_else_stays_and_one_of_ours_goes_after_a_crash() {
         wait_until("the resolv.conf is removed", 5 * SECOND, || !file.exists())?;
 
         names.container(lab, 1, "")?;
+        // What the dead agent left in the maps would be swept within half a minute.
+        host.overlay("verify --repair")?;
         lab.verify_clean(20 * SECOND)?;
         names.kill(0);
         host.overlay("detach --force")?;

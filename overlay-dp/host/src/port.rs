@@ -113,7 +113,7 @@ impl Host {
                     inside.add_address(peer.index, *ip, *prefix).await?;
                 }
             }
-            self.start(inside, spec, peer.index).await.map(drop)
+            self.start(&inside, spec, peer.index).await.map(drop)
         })
         .await
     }
