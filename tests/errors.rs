@@ -61,6 +61,7 @@ fn attach_that_can_not_work() {
             // After all that, it works.
             let agent = lab.start_agent(1, "")?;
             ensure!(agent.stop()?.success());
+            lab.ends_without_agents();
             Ok(())
         },
     );
@@ -114,8 +115,7 @@ fn join_that_can_not_work() {
             again.fails_with(&["running"])?;
 
             let second = lab.start_agent(2, &format!("--join {first} --token {token}"))?;
-            drop((agent, second));
-            Ok(())
+            Ok((agent, second))
         },
     );
 }
@@ -295,7 +295,7 @@ fn networks_and_containers_that_can_not_be() {
             let after = everything(host)?;
             ensure!(after == before, "{line}:\n{before}\nhas become\n{after}");
         }
-        Ok(())
+        Ok(overlay)
     });
 }
 

@@ -116,6 +116,7 @@ fn sigterm_undoes_everything() {
         for container in &overlay.containers {
             ensure!(links(&container.ns)? == ["lo"], "{}", container.name);
         }
+        lab.ends_without_agents();
         Ok(())
     });
 }
@@ -132,6 +133,7 @@ fn detach_undoes_everything() {
             nothing_left(lab.host(number))?;
             ensure!(links(lab.c(number))? == ["lo"]);
         }
+        lab.ends_without_agents();
         Ok(())
     });
 }
@@ -156,6 +158,7 @@ fn detach_undoes_what_a_dead_agent_left() {
                 lab.host(1).overlay("detach")?;
                 nothing_left(lab.host(1))?;
                 ensure!(links(lab.c(1))? == ["lo"]);
+                lab.ends_without_agents();
                 Ok(())
             },
         );

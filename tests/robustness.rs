@@ -92,7 +92,9 @@ fn interfaces_of_the_user_stay() {
         let mut last = lab.start_agent(1, "")?;
         host.overlay("detach")?;
         ensure!(last.ended()?.success());
-        undone("detach")
+        undone("detach")?;
+        lab.ends_without_agents();
+        Ok(())
     });
 }
 
@@ -127,11 +129,11 @@ fn sigterm_during_adds_ends_the_agent() {
             }
         }
         // All names and namespaces are free again.
-        let _agent = lab.start_agent(1, "")?;
+        let agent = lab.start_agent(1, "")?;
         for ns in &spaces {
             Container::add(lab, 1, ns, ns.label())?;
         }
-        Ok(())
+        Ok(agent)
     });
 }
 
@@ -301,7 +303,7 @@ fn different_data_and_esp_ports_are_refused() {
         ..LabSpec::default()
     };
     test(BIN, spec, |lab| {
-        let _agent = lab.start_agent(1, "")?;
+        let first = lab.start_agent(1, "")?;
         let shown = lab.host(1).overlay_json("token show")?;
         let token = shown["token"].as_str().context("no token")?;
         let host = lab.host(2);
@@ -314,7 +316,8 @@ fn different_data_and_esp_ports_are_refused() {
         done.fails_with(&["--esp-port 4500"])?;
         nothing_left(host)?;
         // It has not become a member by that.
-        lab.start_agent(2, &join).map(drop)
+        let second = lab.start_agent(2, &join)?;
+        Ok((first, second))
     });
 }
 

@@ -49,7 +49,7 @@ fn mtu_black_hole() {
         ensure!(fits.lost() == 0, "{}", fits.output);
         let told = ping(&c1.ns, c2.ip, 1, 1351 - 28, true)?;
         ensure!(told.output.contains("(mtu = 1350)"), "{}", told.output);
-        Ok(())
+        Ok(overlay)
     });
 }
 
@@ -61,9 +61,9 @@ fn wrong_outer_source() {
         ns.run("ip addr add 192.168.1.6/24 dev eth0")?;
         ns.run("ip addr add 192.168.1.7/24 dev eth0")?;
         ns.run("ip route replace 172.31.1.0/24 via 192.168.1.1 src 192.168.1.7")?;
-        let _first = lab.start_agent(1, "")?;
+        let first = lab.start_agent(1, "")?;
         let join = join_args(lab.host(1), false)?;
-        let _second = lab.start_agent(2, &format!("{join} --advertise-addr 192.168.1.6"))?;
+        let second = lab.start_agent(2, &format!("{join} --advertise-addr 192.168.1.6"))?;
         lab.host(1).overlay("network create uber-net")?;
         let c1 = Container::add(lab, 1, lab.c(1), "test.1")?;
         let c2 = Container::add(lab, 2, lab.c(2), "test.2")?;
@@ -85,7 +85,7 @@ fn wrong_outer_source() {
         ensure!(vtep["address"] == "192.168.1.6", "{vtep:#}");
         let after = strangers()?;
         ensure!(before == after, "{before} {after}");
-        Ok(())
+        Ok((first, second))
     });
 }
 
@@ -128,7 +128,7 @@ fn could_not_resolve_peer() {
         let begin = Instant::now();
         wait_until("test.1 pings test.2", NOTICED, || answers(&c1.ns, c2))?;
         ensure!(begin.elapsed() < 2 * SECOND, "{:?}", begin.elapsed());
-        Ok(())
+        Ok(overlay)
     });
 }
 
@@ -172,7 +172,8 @@ fn uplink_flap() {
         lab.unplug(1)?;
         wait_problem(lab.host(1), Some("carrier"))?;
         lab.plug(1)?;
-        wait_until("they reach each other", 2 * NOTICED, || answers(&c1.ns, c2))
+        wait_until("they reach each other", 2 * NOTICED, || answers(&c1.ns, c2))?;
+        Ok(overlay)
     });
 }
 
@@ -211,7 +212,7 @@ fn uplink_recreated() {
             }
             let tcp = iperf3(&c1.ns, &c2.ns, c2.ip, Load::Tcp, 1)?;
             ensure!(tcp.gbit > 0.01, "{tcp:?}");
-            Ok(())
+            Ok(overlay)
         });
     }
 }
@@ -236,7 +237,7 @@ fn ecmp_stable() {
         let both = "ip route replace 192.168.0.0/16 nexthop via 172.31.1.1 dev eth0 nexthop via 172.31.9.1 dev eth1";
         ns.run(both)?;
         let host = lab.host(1);
-        let _agent = lab.start_agent(1, "")?;
+        let agent = lab.start_agent(1, "")?;
         host.overlay("network create uber-net")?;
         for n in 1..=16 {
             host.overlay(&format!(
@@ -284,7 +285,8 @@ fn ecmp_stable() {
         ns.run(both)?;
         wait_until("it is as before", NOTICED, || {
             ways().is_ok_and(|ways| ways == before)
-        })
+        })?;
+        Ok(agent)
     });
 }
 
@@ -310,7 +312,7 @@ fn stale_fdb_and_arp_after_host_restart() {
         let again = Container::add(lab, 2, &c2.ns, "test.2")?;
         wait_until("test.1 pings test.2", NOTICED, || answers(&c1.ns, &again))?;
         ensure!(knows(lab.host(1), &again));
-        Ok(())
+        Ok(overlay)
     });
 }
 
@@ -329,6 +331,10 @@ fn a_dead_agent_is_no_dead_host() {
         ensure!(stats.lost() == 0, "{}", stats.output);
         let vtep = only_vtep(lab.host(1))?;
         ensure!(vtep["data_path"] == "answers", "{vtep:#}");
+        let latency = vtep["latency"]["average_us"].as_u64();
+        ensure!(latency.is_some_and(|us| us > 0), "{vtep:#}");
+        let loss = |vtep: &Value| vtep["loss_percent"].as_f64();
+        let before = loss(&vtep).context("no loss is shown")?;
         // Then the host dies, too.
         lab.unplug(2)?;
         let begin = Instant::now();
@@ -336,7 +342,12 @@ fn a_dead_agent_is_no_dead_host() {
             !knows(lab.host(1), &c2)
         })?;
         ensure!(begin.elapsed() < 6 * SECOND, "{:?}", begin.elapsed());
-        Ok(())
+        wait_until("the loss is shown", NOTICED, || {
+            let vtep = only_vtep(lab.host(1)).ok();
+            vtep.and_then(|vtep| loss(&vtep))
+                .is_some_and(|now| now > before)
+        })?;
+        Ok(overlay)
     });
 }
 
@@ -357,7 +368,7 @@ fn uplink_readdressed() {
             } else {
                 ""
             };
-            let _agent = lab.start_agent(1, args)?;
+            let agent = lab.start_agent(1, args)?;
             host.overlay("network create uber-net")?;
             let c1 = Container::add(lab, 1, lab.c(1), "test.1")?;
             router.run("ip link add vx0 address 02:42:0a:00:00:c8 mtu 1450 type vxlan id 4096 local 172.31.1.1 dstport 4789")?;
@@ -382,7 +393,8 @@ fn uplink_readdressed() {
             if advertise {
                 wait_problem(host, Some("172.31.1.5 is not an address of interface eth0"))?;
                 sleep(4 * SECOND);
-                return wait_problem(host, Some("eth0 has 172.31.1.99"));
+                wait_problem(host, Some("eth0 has 172.31.1.99"))?;
+                return Ok(agent);
             }
             wait_until("it has the new address", NOTICED, || {
                 host.overlay_json("status")
@@ -393,7 +405,7 @@ fn uplink_readdressed() {
             let sockets = host.ns.run("ss -Haun")?;
             ensure!(sockets.contains("172.31.1.99:7946"), "{sockets}");
             ensure!(!sockets.contains("172.31.1.5:"), "{sockets}");
-            Ok(())
+            Ok(agent)
         });
     }
 }
@@ -422,7 +434,8 @@ fn cluster_host_readdressed() {
             lab.verify_clean(2 * NOTICED)?;
         }
         // And they still agree.
-        lab.host(2).overlay("network create another").map(drop)
+        lab.host(2).overlay("network create another")?;
+        Ok(overlay)
     });
 }
 

@@ -180,6 +180,7 @@ fn an_agent_that_is_not_to_come_back_says_so() {
         lab.host(1).overlay("detach")?;
         let status = first.ended()?;
         ensure!(status.success(), "detached: {status}");
+        lab.ends_without_agents();
         Ok(())
     });
 }

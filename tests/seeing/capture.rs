@@ -139,10 +139,7 @@ fn while_capturing(
 fn start(host: &Host, path: &Path, options: &str) -> Result<Background> {
     let line = format!("capture -w {} {options}", path.display());
     // The programs copy once the map says so. One that was killed may still stand in it.
-    let pins = format!("/sys/fs/bpf/overlay-dp/{}", host.instance);
-    let find = format!("find {pins} -name OVL_CAPTURE");
-    let map = host.ns.run(&find)?.trim().to_owned();
-    let dump = || host.ns.run(&format!("bpftool -j map dump pinned {map}"));
+    let dump = || host.bpf_map("dump", "OVL_CAPTURE", "");
     let before = dump()?;
     let mut running = Background::start(host.overlay_cmd(&line))?;
     wait_until("it captures", Duration::from_secs(30), || {

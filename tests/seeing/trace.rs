@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use overlay_lab::{Container, Host, Lab, LabSpec, Overlay, ping, test, wait_until};
+use overlay_lab::{Container, Host, Lab, LabSpec, Overlay, hex, ping, test, wait_until};
 use serde_json::Value;
 
 use crate::BIN;
@@ -16,14 +16,14 @@ fn a_trace_follows_a_packet_to_its_end() {
             ..LabSpec::default()
         };
         test(BIN, spec, |lab| {
-            let mut overlay = Overlay::start(lab, &format!("--datapath {datapath}"))?;
+            let overlay = Overlay::start(lab, &format!("--datapath {datapath}"))?;
             it_arrives(lab, datapath)?;
             nobody_has_that_address(lab.host(1))?;
             too_large(lab.host(1), overlay.c(1), overlay.c(2))?;
             what_maps_lack_is_told(lab.host(2), lab.host(1), overlay.c(1), overlay.c(2))?;
             an_interface_is_down(lab.host(1), overlay.c(1), overlay.c(2))?;
             if datapath == "tcx" {
-                a_program_was_removed(lab, &mut overlay)?;
+                a_program_was_removed(lab.host(1))?;
                 the_host_is_cut_off(lab)?;
             }
             Ok(overlay)
@@ -136,24 +136,9 @@ fn what_maps_lack_is_told(
     from: &Container,
     to: &Container,
 ) -> Result<()> {
-    let pins = format!("/sys/fs/bpf/overlay-dp/{}", receiver.instance);
-    let dirs = std::fs::read_dir(&pins)?.flatten();
-    let maps: Vec<_> = dirs
-        .map(|dir| dir.path().join("maps/OVL_FDB"))
-        .filter(|map| map.exists())
-        .collect();
-    let [map] = maps.as_slice() else {
-        anyhow::bail!("{maps:?}");
-    };
-    let vni = 4096_u32
-        .to_ne_bytes()
-        .map(|byte| format!("{byte:02x}"))
-        .join(" ");
+    let vni = hex(4096_u32.to_ne_bytes());
     let mac = from.mac.replace(':', " ");
-    receiver.ns.run(&format!(
-        "bpftool map delete pinned {} key hex {vni} {mac} 00 00",
-        map.display()
-    ))?;
+    receiver.bpf_map("delete", "OVL_FDB", &format!("key hex {vni} {mac} 00 00"))?;
     let told = trace(sender, "test.1 test.2")?;
     let text = told.to_string();
     ensure!(
@@ -181,31 +166,16 @@ fn an_interface_is_down(host: &Host, from: &Container, to: &Container) -> Result
     from.wait_reaches(to, Duration::from_secs(5))
 }
 
-fn a_program_was_removed(lab: &Lab, overlay: &mut Overlay) -> Result<()> {
-    let host = lab.host(1);
-    let containers = host.overlay_json("container ls --local")?;
-    let all = containers.as_array().context("no list")?.iter();
-    let mut of_test1 = all.filter(|container| container["name"] == "test.1");
-    let ifindex = of_test1
-        .next()
-        .map(|c| c["local"]["port_ifindex"].to_string());
-    let ifindex = ifindex.context("no test.1")?;
-    let pins = format!("/sys/fs/bpf/overlay-dp/{}", host.instance);
-    let links = host
-        .ns
-        .run(&format!("find {pins} -name port-{ifindex}-*"))?;
-    ensure!(links.lines().count() == 1, "{links}");
-    std::fs::remove_file(links.trim())?;
+fn a_program_was_removed(host: &Host) -> Result<()> {
+    let ifindex = host.port_ifindex("test.1")?;
+    std::fs::remove_file(host.pin(&format!("port-{ifindex}-*"))?)?;
     let gone = trace(host, "test.1 test.2")?;
     ensure!(
         gone["arrives"] == false && gone.to_string().contains("removed the program"),
         "{gone:#}"
     );
-    // As the advice says. Killed, it leaves everything as it is.
-    overlay.agents.remove(0).kill();
-    overlay
-        .agents
-        .insert(0, lab.start_agent(1, "--datapath tcx")?);
+    // As the advice says.
+    host.overlay("verify --repair")?;
     let back = trace(host, "test.1 test.2")?;
     ensure!(back["arrives"] == true, "{back:#}");
     Ok(())

@@ -51,7 +51,7 @@ impl Host {
         drive(connection, inside.delete_link(ifname)).await
     }
 
-    async fn addresses_of(&self, index: u32) -> Result<Vec<(IpAddr, u8)>> {
+    pub(crate) async fn addresses_of(&self, index: u32) -> Result<Vec<(IpAddr, u8)>> {
         let request = self.handle.address().get();
         let found: Vec<AddressMessage> = request
             .set_link_index_filter(index)

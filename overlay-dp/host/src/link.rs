@@ -364,7 +364,11 @@ impl Host {
         .await
     }
 
-    pub(crate) async fn set_up(&self, name: &str) -> Result<()> {
+    /// Brings an interface up.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub async fn set_up(&self, name: &str) -> Result<()> {
         self.change(
             LinkUnspec::new_with_name(name).up(),
             format!("bring interface {name} up"),

@@ -86,6 +86,38 @@ impl Host {
         .await
     }
 
+    /// Gives the container's end back what [`Host::create_port`] gave it and it has lost: its MAC,
+    /// MTU, addresses, routes, and being up. What others have added stays.
+    ///
+    /// # Errors
+    /// When the container or its interface is gone, or the kernel refuses.
+    pub async fn restore_port(&self, spec: &PortSpec<'_>) -> Result<()> {
+        let (inside, connection) = Host::inside(spec.netns)?;
+        drive(connection, async {
+            let gone = || Error::NamespaceGone(spec.netns.reference().to_string());
+            let peer = inside.link(spec.container_ifname).await?.ok_or_else(gone)?;
+            if peer.mac != Some(spec.mac) {
+                let name = spec.container_ifname;
+                let message = LinkUnspec::new_with_name(name).address(spec.mac.0.to_vec());
+                let doing = format!("set the MAC of {name} to {}", spec.mac);
+                inside.change(message, doing).await?;
+            }
+            if peer.mtu != spec.container_mtu {
+                inside
+                    .set_mtu(spec.container_ifname, spec.container_mtu)
+                    .await?;
+            }
+            let has = inside.addresses_of(peer.index).await?;
+            for (ip, prefix) in spec.addrs {
+                if !has.iter().any(|(has, _)| has == ip) {
+                    inside.add_address(peer.index, *ip, *prefix).await?;
+                }
+            }
+            self.start(&inside, spec, peer.index).await.map(drop)
+        })
+        .await
+    }
+
     /// The peer is born inside the container, so that it is never seen on the host and needs no
     /// renaming.
     async fn create_pair(&self, inside: &Host, spec: &PortSpec<'_>) -> Result<()> {
@@ -145,12 +177,7 @@ impl Host {
         for (ip, prefix) in spec.addrs.iter().copied().chain(link_local_addr) {
             inside.add_address(peer.index, ip, prefix).await?;
         }
-        self.set_up(spec.host_ifname).await?;
-        inside.set_up(spec.container_ifname).await?;
-        let mut default_route = !spec.gateways.is_empty();
-        for gateway in spec.gateways {
-            default_route &= inside.add_default_route(peer.index, *gateway).await?;
-        }
+        let default_route = self.start(inside, spec, peer.index).await?;
         if !spec.in_host {
             // Last of what can fail, since it is not ours to undo.
             inside.set_up("lo").await?;
@@ -161,6 +188,18 @@ impl Host {
             link_local,
             default_route,
         })
+    }
+
+    /// Both ends up, and then what needs that. True when all gateways asked for, and at least one,
+    /// are the container's default routes.
+    async fn start(&self, inside: &Host, spec: &PortSpec<'_>, index: u32) -> Result<bool> {
+        self.set_up(spec.host_ifname).await?;
+        inside.set_up(spec.container_ifname).await?;
+        let mut default_route = !spec.gateways.is_empty();
+        for gateway in spec.gateways {
+            default_route &= inside.add_default_route(index, *gateway).await?;
+        }
+        Ok(default_route)
     }
 
     async fn add_address(&self, index: u32, ip: IpAddr, prefix: u8) -> Result<()> {

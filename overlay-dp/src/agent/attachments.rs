@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::ports::{is_alive, netns_ref};
+use super::ports::is_alive;
 use super::{Agent, Port};
 use crate::api::attachments::AttachmentRef;
 
@@ -37,13 +37,10 @@ impl Agent {
         let mut problems = Vec::new();
         for port in &ports {
             let local = &port.local;
-            let mut looked = match is_alive(port, &interfaces) {
+            let looked = match is_alive(port, &interfaces) {
                 true => self.look_inside(port).await,
                 false => Err(format!("its port {} is gone", local.port)),
             };
-            if looked.is_ok() {
-                looked = self.look_at_addresses(port).await;
-            }
             problems.extend(looked.err());
             let unhooked = hooks
                 .iter()
@@ -53,22 +50,5 @@ impl Agent {
             }
         }
         Ok((ports, problems))
-    }
-
-    /// The interface inside is up, and has the addresses and routes that it was given.
-    async fn look_at_addresses(&self, port: &Port) -> Result<(), String> {
-        let local = &port.local;
-        let inside =
-            overlay_host::Netns::open(&netns_ref(&port.netns)).map_err(|e| e.to_string())?;
-        let found = self.host.container_addresses(&inside, &local.ifname).await;
-        let found = found.map_err(|e| e.to_string())?;
-        if !found.up {
-            return Err(format!("{} in {} is down", local.ifname, local.netns));
-        }
-        let has = |ip| found.addrs.iter().any(|(has, _)| *has == ip);
-        match port.endpoint.ips.iter().find(|ip| !has(**ip)) {
-            Some(ip) => Err(format!("{} in {} has lost {ip}", local.ifname, local.netns)),
-            None => Ok(()),
-        }
     }
 }

@@ -6,7 +6,7 @@
 //! sealed, and judge what was opened as they judge all that comes from the underlay.
 
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -84,6 +84,8 @@ impl Shared {
 /// The running workers. Dropping them stops them.
 pub struct CryptThreads {
     shared: Arc<Shared>,
+    /// The threads', once more: for whoever must put them where programs find them.
+    sockets: Vec<OwnedFd>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -92,6 +94,7 @@ impl CryptThreads {
     pub fn none(shared: Arc<Shared>) -> CryptThreads {
         CryptThreads {
             shared,
+            sockets: Vec::new(),
             threads: Vec::new(),
         }
     }
@@ -118,14 +121,21 @@ impl CryptThreads {
         for (queue, xsk) in (0..queues).zip(sockets) {
             bpf.set_crypt_socket(queue, &xsk)?;
             let epoll = epoll(&xsk, &self.shared)?;
+            let socket = xsk.as_fd().try_clone_to_owned()?;
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new()
                 .name(format!("crypt-{queue}"))
                 .spawn(move || run(xsk, &epoll, &shared))
                 .context("can't start a thread to encrypt in")?;
             self.threads.push(thread);
+            self.sockets.push(socket);
         }
         Ok(())
+    }
+
+    /// Where they get frames, in order of the queues: none while they don't run.
+    pub fn sockets(&self) -> &[OwnedFd] {
+        &self.sockets
     }
 
     /// False when one has ended without being told to.

@@ -10,7 +10,7 @@ use overlay_host::{Netns as HostNetns, PortSpec};
 use tokio::sync::mpsc;
 
 use super::datapath::{PORT_PREFIX, set_offloads, set_port_offloads};
-use super::ports::{MAX_MTU, PORT_MTU_SLACK, netns_ref};
+use super::ports::{host_mtu, netns_ref};
 use super::{Agent, Port, PortAdd, Request, Steps};
 use crate::api::{LocalContainer, Netns, Publish};
 
@@ -85,7 +85,7 @@ impl Agent {
                 in_host: true,
                 mac: endpoint.mac,
                 owner: &self.options.instance.owner(),
-                host_mtu: (mtu + PORT_MTU_SLACK).min(MAX_MTU),
+                host_mtu: host_mtu(mtu),
                 container_mtu: mtu,
                 addrs: &[],
                 gateways: &[],

@@ -1,10 +1,12 @@
 //! What the cluster and the kernel tell, and what time brings.
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use overlay_cluster::Event;
 use overlay_common::wire::Ip16;
-use overlay_core::model::{Endpoint, Host, HostId};
+use overlay_core::model::{Endpoint, Host, HostId, Vni};
+use overlay_core::tables::{Origin, Tables};
 
 use super::Agent;
 use crate::bpf::Swept;
@@ -87,6 +89,54 @@ impl Agent {
                     self.endpoint_up(host.vtep, &endpoint);
                 }
             }
+        }
+    }
+
+    /// Tells the tables again all that facts and gossip say, and takes out what they don't.
+    pub(super) async fn tables_again(&mut self) {
+        let networks = self.cluster.networks();
+        let agreed: HashSet<Vni> = networks.iter().map(|network| network.vni).collect();
+        let gone = |tables: &Tables| -> Vec<Vni> {
+            let all = tables.networks().map(|network| network.vni);
+            all.filter(|vni| !agreed.contains(vni)).collect()
+        };
+        let gone = gone(&self.tables.read());
+        for vni in gone {
+            self.tables.write().network_remove(vni);
+        }
+        let mut told = HashSet::new();
+        for network in networks {
+            let endpoints = self.cluster.endpoints(network.vni).into_iter();
+            told.extend(endpoints.map(|(host, endpoint)| (host, network.vni, endpoint.mac)));
+            self.tables.write().network_add(network);
+        }
+        let members = self.cluster.members().into_iter();
+        let hosts: HashMap<IpAddr, Host> = members
+            .filter(|member| !member.me)
+            .map(|member| (member.host.vtep, member.host))
+            .collect();
+        // Of those that have too much, all is taken out first.
+        let surplus = |tables: &Tables| -> HashSet<IpAddr> {
+            let vteps = tables.vteps().filter(|vtep| vtep.host).map(|vtep| vtep.ip);
+            let vteps = vteps.filter(|vtep| !hosts.contains_key(vtep));
+            let rows = tables.fdb().filter_map(|row| match row.origin {
+                Origin::Host(vtep) => Some((vtep, row.vni, row.mac)),
+                Origin::Port(_) | Origin::Static(_) => None,
+            });
+            let rows = rows.filter(|(vtep, vni, mac)| {
+                let host = hosts.get(vtep);
+                host.is_some_and(|host| !told.contains(&(host.id, *vni, *mac)))
+            });
+            vteps.chain(rows.map(|(vtep, ..)| vtep)).collect()
+        };
+        let surplus = surplus(&self.tables.read());
+        for vtep in surplus {
+            self.remove_vtep(vtep);
+        }
+        for (vtep, host) in hosts {
+            self.add_vtep(vtep).await;
+            self.members.insert(host.id, host.clone());
+            self.endpoints_again(&host);
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, anyhow, bail};
 use overlay_common::layout::FdbKey;
-use overlay_core::model::{Endpoint, MacAddr, Vni};
+use overlay_core::model::{Endpoint, MacAddr, Network, Vni};
 use overlay_core::tables::StaticEntry;
 use overlay_host::{Netns as HostNetns, NetnsRef, PortSpec};
 
@@ -14,11 +14,10 @@ use super::{Agent, Port, PortAdd, resolv_conf};
 use crate::api::{FdbRow, LocalContainer, Netns};
 use crate::bpf::{HookKind, Site};
 
-/// The port's own MTU: large enough that a packet which is too big for the network still arrives,
-/// to be answered; small enough for plain XDP on the other end.
-pub(super) const PORT_MTU_SLACK: u32 = 1500;
+/// By what the port's own MTU is larger: see [`host_mtu`].
+const PORT_MTU_SLACK: u32 = 1500;
 /// The largest MTU that a veth takes.
-pub(super) const MAX_MTU: u32 = 65535;
+const MAX_MTU: u32 = 65535;
 
 impl Agent {
     /// Makes a container's port and has it carry traffic.
@@ -62,13 +61,8 @@ impl Agent {
         let name = self.port_name(endpoint.vni, endpoint.mac).await?;
         steps.done("netns");
         let mtu = self.tables.read().mtu_of(&network);
-        let with_prefix = |ip: &IpAddr| Some((*ip, network.subnet_of(*ip)?.subnet.prefix()));
-        let addrs: Vec<(IpAddr, u8)> = endpoint.ips.iter().filter_map(with_prefix).collect();
-        // The host has its own way out, and an internal network none.
-        let gateways: Vec<IpAddr> = match is_router || network.internal {
-            true => Vec::new(),
-            false => network.gateways().collect(),
-        };
+        let addrs = with_prefixes(&network, &endpoint);
+        let gateways = gateways_for(&network, &endpoint);
         let made = self
             .host
             .create_port(&PortSpec {
@@ -78,7 +72,7 @@ impl Agent {
                 in_host: is_router,
                 mac: endpoint.mac,
                 owner: &self.options.instance.owner(),
-                host_mtu: (mtu + PORT_MTU_SLACK).min(MAX_MTU),
+                host_mtu: host_mtu(mtu),
                 container_mtu: mtu,
                 addrs: &addrs,
                 gateways: &gateways,
@@ -375,7 +369,7 @@ impl Agent {
     }
 
     /// A port's container, with its interface in it.
-    async fn container_of(&self, port: &Port) -> Result<HostNetns> {
+    pub(super) async fn container_of(&self, port: &Port) -> Result<HostNetns> {
         let inside = HostNetns::open(&netns_ref(&port.netns))?;
         let link = self
             .host
@@ -498,6 +492,26 @@ impl Agent {
                 .fdb_entry(&FdbKey::new(entry.vni.get(), entry.mac.0))
                 .is_some(),
         }
+    }
+}
+
+/// The port's own MTU: large enough that a packet which is too big for the network still arrives,
+/// to be answered; small enough for plain XDP on the other end.
+pub(super) fn host_mtu(container_mtu: u32) -> u32 {
+    (container_mtu + PORT_MTU_SLACK).min(MAX_MTU)
+}
+
+/// A container's addresses in its network, each with the length of its prefix.
+pub(super) fn with_prefixes(network: &Network, endpoint: &Endpoint) -> Vec<(IpAddr, u8)> {
+    let with_prefix = |ip: &IpAddr| Some((*ip, network.subnet_of(*ip)?.subnet.prefix()));
+    endpoint.ips.iter().filter_map(with_prefix).collect()
+}
+
+/// Its default routers: the host has its own way out, and an internal network none.
+pub(super) fn gateways_for(network: &Network, endpoint: &Endpoint) -> Vec<IpAddr> {
+    match endpoint.router || network.internal {
+        true => Vec::new(),
+        false => network.gateways().collect(),
     }
 }
 

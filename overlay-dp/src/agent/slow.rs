@@ -6,7 +6,7 @@
 //! sends the answers that it finds there.
 
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -51,6 +51,8 @@ struct Shared {
 /// The running thread. Dropping it stops it.
 pub struct SlowThread {
     shared: Arc<Shared>,
+    /// The thread's, once more: for whoever must put it where programs find it.
+    socket: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -61,6 +63,7 @@ impl SlowThread {
     /// When the kernel gives no thread or descriptor.
     pub fn start(xsk: Xsk, tables: Arc<RwLock<Tables>>, desk: Arc<Desk>) -> Result<SlowThread> {
         let epoll = epoll(&xsk, &desk)?;
+        let socket = xsk.as_fd().try_clone_to_owned()?;
         let shared = Arc::new(Shared {
             updates: ArrayQueue::new(UPDATES),
             notify: Notify::new(),
@@ -87,8 +90,14 @@ impl SlowThread {
             .context("can't start the slow path's thread")?;
         Ok(SlowThread {
             shared,
+            socket,
             thread: Some(thread),
         })
+    }
+
+    /// Where it gets frames.
+    pub fn socket(&self) -> &OwnedFd {
+        &self.socket
     }
 
     /// False when it has ended without being told to.

@@ -8,6 +8,7 @@ use anyhow::Result;
 use overlay_cluster::{Member, MemberState};
 use overlay_core::model::MacAddr;
 use overlay_core::tables::{Origin, VtepRow};
+use overlay_host::LinkInfo;
 
 use super::Agent;
 use crate::api::{
@@ -131,11 +132,13 @@ impl Agent {
 
     /// The hooks as they are now: somebody may have removed an interface or a program.
     pub(super) async fn hooks_now(&self) -> Result<Vec<Hook>> {
-        let interfaces = self.interfaces().await?;
+        let links = self.host.links().await?.into_iter();
+        let links: HashMap<u32, LinkInfo> = links.map(|link| (link.index, link)).collect();
         let mut hooks = self.hooks.clone();
         for hook in &mut hooks {
-            let same = interfaces.get(&hook.ifindex) == Some(&hook.interface);
-            if !same || !self.bpf.is_attached(hook) {
+            let link = links.get(&hook.ifindex);
+            let link = link.filter(|link| link.name == hook.interface);
+            if !link.is_some_and(|link| self.bpf.is_attached(hook, link.xdp)) {
                 hook.attached = "MISSING".to_owned();
             }
         }

@@ -1,6 +1,9 @@
 //! `verify`: whether what was agreed, what hosts told each other, the tables, the BPF maps and the
 //! kernel say the same. It is the invariant that every test ends with.
 
+mod kernel;
+mod repair;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -13,13 +16,9 @@ use overlay_common::wire::{Ip16, ip16};
 use overlay_core::holdings::Surplus;
 use overlay_core::model::{Endpoint, HostId, MacAddr, Vni};
 use overlay_core::tables::{MapContents, MapUpdate, Origin};
-use overlay_host::Netns as HostNetns;
 use serde::{Deserialize, Serialize};
 
-use super::data_port::DataPort;
-use super::datapath::{CRYPT_FAR, CRYPT_NEAR, PORT_PREFIX, PUNT_FAR, PUNT_NEAR};
-use super::ports::{is_alive, netns_ref};
-use super::{Agent, Port};
+use super::Agent;
 
 /// A difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +65,7 @@ impl Agent {
     pub(super) async fn verify(&mut self, ask: Verify) -> Result<Vec<Finding>> {
         let mut report = self.look().await?;
         if ask.repair && !report.found.is_empty() {
-            self.repair(&report).await?;
+            self.repair(&report).await;
             let still = self.look().await?.found;
             for finding in &mut report.found {
                 finding.repaired = !still.contains(finding);
@@ -197,7 +196,13 @@ impl Agent {
                 _ => None,
             })
             .collect();
-        for network in self.cluster.networks() {
+        let networks = self.cluster.networks();
+        for network in tables.networks() {
+            if !networks.iter().any(|agreed| agreed.vni == network.vni) {
+                report.add("tables", &network.name, "a network that there is no more");
+            }
+        }
+        for network in networks {
             if tables.network(network.vni) != Some(&network) {
                 report.add(
                     "tables",
@@ -227,7 +232,7 @@ impl Agent {
         }
     }
 
-    /// The BPF maps against the tables.
+    /// The BPF maps against the tables, and against what the agent itself has put there.
     fn look_at_maps(&self, report: &mut Report) -> Result<()> {
         let wanted = self.tables.read().snapshot();
         let have = self.bpf.contents()?;
@@ -294,94 +299,24 @@ impl Agent {
             MapUpdate::SetVtep,
             |key, _| (!kept(key)).then_some(MapUpdate::DelVtep(*key)),
         );
-        Ok(())
-    }
-
-    /// Interfaces and programs against what this host has.
-    async fn look_at_kernel(&self, report: &mut Report) -> Result<()> {
-        for hook in self.hooks_now().await? {
-            if hook.attached == "MISSING" {
-                report.add(
-                    "kernel",
-                    &hook.interface,
-                    "its program or interface is gone",
-                );
+        if self.bpf.config()? != self.config {
+            report.add("maps", "configuration", "not that of this host");
+        }
+        let [_, punt, _, crypt] = self.links;
+        if !self.bpf.finds_socket(punt, None)? {
+            report.add(
+                "maps",
+                "slow path",
+                "its socket is not in the map of sockets",
+            );
+        }
+        for (queue, _) in (0..).zip(self.crypt.sockets()) {
+            if !self.bpf.finds_socket(crypt, Some(queue))? {
+                let worker = format!("crypt worker {queue}");
+                report.add("maps", worker, "its socket is not in the map of sockets");
             }
-        }
-        let interfaces = self.interfaces().await?;
-        for port in self.state.ports() {
-            let looked = match is_alive(port, &interfaces) {
-                true => self.look_inside(port).await,
-                false => Err(format!("its port {} is gone", port.local.port)),
-            };
-            if let Err(problem) = looked {
-                report.add("kernel", &port.endpoint.name, problem);
-            }
-        }
-        for name in self.orphans().await? {
-            report.add("kernel", name, "an interface of ours that no container has");
-        }
-        for name in [PUNT_NEAR, PUNT_FAR, CRYPT_NEAR, CRYPT_FAR] {
-            let up = self.host.link(name).await?.is_some_and(|link| link.up);
-            if !up {
-                report.add(
-                    "kernel",
-                    name,
-                    "an end of a link of the agent's own is not up",
-                );
-            }
-        }
-        if matches!(self.data_port, DataPort::Device) {
-            let name = overlay_host::outer_gro::name(self.options.data_port);
-            if !self.host.link(&name).await?.is_some_and(|link| link.up) {
-                report.add("kernel", name, "what holds the data port is not up");
-            }
-        }
-        for (network, problem) in self.router_problems() {
-            report.add("kernel", network, problem);
-        }
-        for problem in self.firewall.differences() {
-            report.add("kernel", "ways out", problem);
-        }
-        if !self.slow.is_running() {
-            report.add("kernel", "slow path", "its thread has ended");
         }
         Ok(())
-    }
-
-    /// The container's end of its veth.
-    pub(super) async fn look_inside(&self, port: &Port) -> Result<(), String> {
-        let local = &port.local;
-        let inside = HostNetns::open(&netns_ref(&port.netns)).map_err(|e| e.to_string())?;
-        let link = self.host.container_link(&inside, &local.ifname).await;
-        let Some(link) = link.map_err(|e| e.to_string())? else {
-            return Err(format!("{} in {} is gone", local.ifname, local.netns));
-        };
-        if link.peer_index != Some(local.port_ifindex) {
-            return Err(format!(
-                "{} in {} is another interface",
-                local.ifname, local.netns
-            ));
-        }
-        if link.mac != Some(port.endpoint.mac) {
-            return Err(format!(
-                "{} in {} has another MAC than {}",
-                local.ifname, local.netns, port.endpoint.mac
-            ));
-        }
-        Ok(())
-    }
-
-    /// Interfaces that look like ports and are none.
-    async fn orphans(&self) -> Result<Vec<String>> {
-        let owned = self
-            .host
-            .links_owned_by(&self.options.instance.owner())
-            .await?;
-        let names = owned.into_iter().map(|link| link.name);
-        Ok(names
-            .filter(|name| name.starts_with(PORT_PREFIX) && self.state.port(name).is_none())
-            .collect())
     }
 
     /// Whether every live VTEP can be reached.
@@ -402,31 +337,6 @@ impl Agent {
                 );
             }
         }
-    }
-
-    async fn repair(&mut self, report: &Report) -> Result<()> {
-        for update in &report.updates {
-            self.bpf.apply(*update)?;
-        }
-        let owner = self.options.instance.owner();
-        for name in self.orphans().await? {
-            self.host.delete_owned(&name, &owner).await?;
-        }
-        for port in self.state.ports() {
-            if let Err(error) = self.cluster.publish(port.endpoint.clone()) {
-                tracing::warn!(container = %port.endpoint.name, %error, "can't be published");
-            }
-        }
-        self.data_port = DataPort::hold(&self.host, &self.options, self.cluster.me().vtep).await?;
-        self.find_dead_ports().await;
-        self.fit_vips();
-        self.routers.due = true;
-        self.fit_routers().await;
-        self.firewall.repair()?;
-        self.addresses.tidy();
-        self.next_hops.mark_all();
-        self.flush();
-        Ok(())
     }
 
     /// The VTEPs of hosts that are not alive: what is behind them stays in the maps until they are

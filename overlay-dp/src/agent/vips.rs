@@ -78,6 +78,11 @@ impl Agent {
         self.vips = agreed;
     }
 
+    /// Has [`Agent::fit_vips`] put right what the tables have, whatever they were told.
+    pub(super) fn doubt_vips(&mut self) {
+        self.vips = Vips::told(&self.tables.read());
+    }
+
     /// The services whose VIPs are not as they were agreed, for `verify`.
     pub(super) fn wrong_vips(&self) -> BTreeSet<String> {
         let (agreed, told) = (

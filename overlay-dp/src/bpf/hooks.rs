@@ -12,6 +12,7 @@ use aya::programs::{
     LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
 };
 use overlay_common::layout::names;
+use overlay_host::XdpAttachment;
 use serde::{Deserialize, Serialize};
 
 use super::Bpf;
@@ -19,6 +20,10 @@ use super::Bpf;
 /// Priority and handle of our filters where tcx does not exist (kernels before 6.6).
 const TC_PRIORITY: u16 = 1;
 const TC_HANDLE: TcHandle = TcHandle::new(0, 0x4f56);
+
+/// How `status` calls the ways of attaching that have links.
+const XDP: &str = "xdp native";
+const TCX: &str = "tcx ingress";
 
 /// A place where one of our programs is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +78,31 @@ pub struct Hook {
     pub why: String,
 }
 
+impl Hook {
+    /// `None` for clsact's filters, which have no link, and for what is missing.
+    fn kind(&self) -> Option<HookKind> {
+        match self.attached.as_str() {
+            XDP => Some(HookKind::Xdp),
+            TCX => Some(HookKind::Tcx),
+            _ => None,
+        }
+    }
+}
+
 impl Site {
+    const ALL: [Site; 6] = [
+        Site::Port,
+        Site::Uplink,
+        Site::PuntNear,
+        Site::PuntFar,
+        Site::CryptNear,
+        Site::CryptFar,
+    ];
+
+    fn named(name: &str) -> Option<Site> {
+        Site::ALL.into_iter().find(|site| site.name() == name)
+    }
+
     /// The name of the program that is attached there.
     pub fn program(self, kind: HookKind) -> &'static str {
         match (self, kind) {
@@ -119,11 +148,11 @@ impl Bpf {
         let attached = match kind {
             HookKind::Xdp => {
                 self.attach_program::<Xdp>(program, &pin, interface, ifindex)?;
-                "xdp native"
+                XDP
             }
             HookKind::Tcx if overlay_host::kernel::tcx_supported()? => {
                 self.attach_program::<SchedClassifier>(program, &pin, interface, ifindex)?;
-                "tcx ingress"
+                TCX
             }
             HookKind::Tcx => {
                 self.attach_filter(program, interface)?;
@@ -168,16 +197,42 @@ impl Bpf {
         self.detach_kind(site, HookKind::Tcx, interface, ifindex)
     }
 
-    /// Whether what a hook says is still so, as far as its pin tells.
-    pub fn is_attached(&self, hook: &Hook) -> bool {
-        let kind = match hook.attached.as_str() {
-            "xdp native" => HookKind::Xdp,
-            "tcx ingress" => HookKind::Tcx,
-            _ => return true,
+    /// Whether what a hook says is still so, on an interface that has this XDP program. Of clsact's
+    /// filters nothing can be told.
+    pub fn is_attached(&self, hook: &Hook, xdp: Option<XdpAttachment>) -> bool {
+        let Some(kind) = hook.kind() else {
+            return true;
         };
-        self.links
-            .join(format!("{}-{}-{kind}", hook.site, hook.ifindex))
-            .exists()
+        let pin = format!("{}-{}-{kind}", hook.site, hook.ifindex);
+        // A link that was detached by force keeps its pin and its program.
+        let info = match pinned(&self.links.join(pin)) {
+            Ok(Some(link)) => link.info(),
+            Ok(None) | Err(_) => return false,
+        };
+        let Ok(program) = info.map(|info| info.program_id()) else {
+            return false;
+        };
+        match kind {
+            HookKind::Xdp => xdp.is_some_and(|xdp| {
+                xdp.mode == overlay_host::XdpMode::Multiple || xdp.prog_id == program
+            }),
+            HookKind::Tcx => {
+                let all = SchedClassifier::query_tcx(&hook.interface, TcAttachType::Ingress);
+                all.is_ok_and(|(_, all)| all.iter().any(|other| other.id() == program))
+            }
+        }
+    }
+
+    /// Attaches anew what a hook says, in the place of what may be left of it.
+    ///
+    /// # Errors
+    /// As [`Bpf::attach`].
+    pub fn attach_again(&mut self, hook: &Hook) -> Result<()> {
+        let Some((site, kind)) = Site::named(&hook.site).zip(hook.kind()) else {
+            return Ok(());
+        };
+        self.attach(site, kind, &hook.interface, hook.ifindex, &hook.why)
+            .map(drop)
     }
 
     /// Detaches our programs from uplinks other than this one, left by an agent that used another

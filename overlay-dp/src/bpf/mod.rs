@@ -99,6 +99,14 @@ impl Bpf {
         Ok(self.maps.config.set(0, config, 0)?)
     }
 
+    /// What is true for the whole host, as the programs have it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn config(&self) -> Result<Config> {
+        Ok(self.maps.config.get(&0, 0)?)
+    }
+
     /// Puts the agent's socket where punted frames go.
     pub fn set_socket(&mut self, socket: &impl std::os::fd::AsRawFd) -> Result<()> {
         Ok(self.maps.xsks.set(0, socket.as_raw_fd(), 0)?)

@@ -18,7 +18,8 @@ use crate::process::wait_until;
 /// How long what a test did may take to be the same everywhere.
 const VERIFY_WAIT: Duration = Duration::from_secs(30);
 
-/// Runs an end-to-end test in a lab of its own. A failure shows the agents' logs. Without root
+/// Runs an end-to-end test in a lab of its own. What it returns lives until `overlay-dp verify` has
+/// looked at all hosts: the agents, unless it says [`Lab::ends_without_agents`]. A failure shows the agents' logs. Without root
 /// it is skipped, which fails under `CI=true`.
 ///
 /// # Panics
@@ -37,7 +38,7 @@ pub fn test<T>(bin: &str, spec: LabSpec, body: impl FnOnce(&Lab) -> Result<T>) {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let _agents = body(&lab)?;
         // What was agreed, told, in the maps and in the kernel must agree after every test.
-        lab.verify_clean(VERIFY_WAIT)
+        lab.verify_end(VERIFY_WAIT)
     }));
     let logs = lab.logs();
     drop(lab);

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -113,6 +114,18 @@ impl Host {
     }
 }
 
+/// What a test has to verify at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Agents {
+    /// Nothing: there never was one, or all are gone on purpose.
+    #[default]
+    None,
+    /// Agents have been started.
+    Started,
+    /// Since the last one was, `verify` has found nothing.
+    Verified,
+}
+
 /// The whole lab. Removed with all that runs in it when dropped.
 #[derive(Debug)]
 pub struct Lab {
@@ -121,6 +134,7 @@ pub struct Lab {
     hosts: Vec<Host>,
     containers: Vec<Ns>,
     mtu: u32,
+    agents: Mutex<Agents>,
     /// Held while this lab is in use: see [`remove_stale`].
     _lock: File,
     kept: bool,
@@ -176,6 +190,7 @@ impl Lab {
             hosts,
             containers,
             mtu: spec.mtu,
+            agents: Mutex::default(),
             _lock: lock,
             kept: false,
         })
@@ -242,6 +257,7 @@ impl Lab {
     /// # Errors
     /// When it ends, or is not ready within 30 s; shows its log.
     pub fn start_agent(&self, number: usize, args: &str) -> Result<AgentProc> {
+        self.set_agents(Agents::Started);
         AgentProc::start(self.host(number), args)
     }
 
@@ -250,7 +266,21 @@ impl Lab {
     /// # Errors
     /// When it can't be started.
     pub fn spawn_agent(&self, number: usize, args: &str) -> Result<AgentProc> {
+        self.set_agents(Agents::Started);
         AgentProc::spawn(self.host(number), args)
+    }
+
+    /// Says that all agents are gone on purpose: there is nothing to verify when the test ends.
+    pub fn ends_without_agents(&self) {
+        self.set_agents(Agents::None);
+    }
+
+    pub(crate) fn agents(&self) -> Agents {
+        *self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_agents(&self, agents: Agents) {
+        *self.agents.lock().unwrap_or_else(PoisonError::into_inner) = agents;
     }
 
     /// The end of each agent's log, for the reader of a failure.

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::lab::{Host, Lab};
+use crate::lab::{Agents, Host, Lab};
 use crate::process::wait_until;
 
 impl Host {
@@ -41,9 +41,10 @@ impl Lab {
     /// time.
     ///
     /// # Errors
-    /// When it does within that time; shows what.
+    /// When it does within that time, and shows what; when no agent answers.
     pub fn verify_clean(&self, within: Duration) -> Result<()> {
         let hosts: Vec<&Host> = self.hosts().iter().filter(|h| h.has_agent()).collect();
+        ensure!(!hosts.is_empty(), "no agent answers: nothing is verified");
         let mut shown = String::new();
         wait_until("overlay-dp verify finds nothing", within, || {
             shown.clear();
@@ -55,6 +56,25 @@ impl Lab {
             }
             shown.is_empty()
         })
-        .with_context(|| format!("these differ:\n{shown}"))
+        .with_context(|| format!("these differ:\n{shown}"))?;
+        self.set_agents(Agents::Verified);
+        Ok(())
+    }
+
+    /// The same at a test's end. Where no agent is left, the test must have verified what there
+    /// was since it started the last one, or have said that there is nothing to verify.
+    ///
+    /// # Errors
+    /// As [`Lab::verify_clean`], and when it has not.
+    pub(crate) fn verify_end(&self, within: Duration) -> Result<()> {
+        if self.hosts().iter().any(Host::has_agent) {
+            return self.verify_clean(within);
+        }
+        ensure!(
+            self.agents() != Agents::Started,
+            "no agent answers at the test's end, so nothing is verified: return the agents from the test, or \
+             say lab.ends_without_agents()"
+        );
+        Ok(())
     }
 }

@@ -147,6 +147,11 @@ impl Tables {
         self.nets.values().any(|net| net.active && net.encrypted)
     }
 
+    /// All networks that exist.
+    pub fn networks(&self) -> impl Iterator<Item = &Network> {
+        self.nets.values().filter_map(|net| net.network.as_ref())
+    }
+
     /// The network with this VNI.
     pub fn network(&self, vni: Vni) -> Option<&Network> {
         self.nets.get(&vni.get())?.network.as_ref()

@@ -121,7 +121,7 @@ impl Walk<'_> {
             }
             Some(_) if attached == "MISSING" => Some((
                 "somebody has removed the program from its port",
-                "restart the agent, whose programs are attached anew; what runs goes on meanwhile",
+                "attach it again: 'overlay-dp verify --repair' on its host",
             )),
             Some(_) => None,
         };
