@@ -15,10 +15,15 @@ use overlay_common::layout::names;
 use serde::{Deserialize, Serialize};
 
 use super::Bpf;
+use super::layouts::Late;
 
 /// Priority and handle of our filters where tcx does not exist (kernels before 6.6).
 const TC_PRIORITY: u16 = 1;
 const TC_HANDLE: TcHandle = TcHandle::new(0, 0x4f56);
+/// How hooks say what they are.
+const XDP: &str = "xdp native";
+/// See [`XDP`].
+const TCX: &str = "tcx ingress";
 
 /// A place where one of our programs is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +106,8 @@ impl Site {
 
 impl Bpf {
     /// Attaches the program for `site` to an interface, or replaces the one that an earlier agent
-    /// left there; a program of the other kind on the same site goes after.
+    /// left there; a program of the other kind on the same site goes after. Where one of another
+    /// layout carries traffic, it goes on with that until [`Bpf::swap`].
     ///
     /// # Errors
     /// When the kernel refuses: for XDP, mostly because the driver has no native XDP or another
@@ -116,14 +122,52 @@ impl Bpf {
     ) -> Result<Hook> {
         let program = site.program(kind);
         let pin = self.pin_path(site, kind, ifindex);
+        let is_old = matches!(site, Site::Port | Site::Uplink)
+            && !pin.exists()
+            && self.other_pins(&pin).next().is_some();
+        let attached = if is_old {
+            let interface = interface.to_owned();
+            self.late.push(Late {
+                site,
+                kind,
+                interface,
+                ifindex,
+            });
+            match kind {
+                HookKind::Xdp => XDP,
+                HookKind::Tcx => TCX,
+            }
+        } else {
+            self.attach_now(site, kind, interface, ifindex)?
+        };
+        Ok(Hook {
+            interface: interface.to_owned(),
+            ifindex,
+            site: site.name().to_owned(),
+            program: program.to_owned(),
+            attached: attached.to_owned(),
+            why: why.to_owned(),
+        })
+    }
+
+    /// Attaches it, and says how.
+    pub(super) fn attach_now(
+        &mut self,
+        site: Site,
+        kind: HookKind,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<&'static str> {
+        let program = site.program(kind);
+        let pin = self.pin_path(site, kind, ifindex);
         let attached = match kind {
             HookKind::Xdp => {
                 self.attach_program::<Xdp>(program, &pin, interface, ifindex)?;
-                "xdp native"
+                XDP
             }
             HookKind::Tcx if overlay_host::kernel::tcx_supported()? => {
                 self.attach_program::<SchedClassifier>(program, &pin, interface, ifindex)?;
-                "tcx ingress"
+                TCX
             }
             HookKind::Tcx => {
                 self.attach_filter(program, interface)?;
@@ -136,14 +180,7 @@ impl Bpf {
             HookKind::Xdp
         };
         self.detach_kind(site, other, interface, ifindex)?;
-        Ok(Hook {
-            interface: interface.to_owned(),
-            ifindex,
-            site: site.name().to_owned(),
-            program: program.to_owned(),
-            attached: attached.to_owned(),
-            why: why.to_owned(),
-        })
+        Ok(attached)
     }
 
     /// Loads the program for `site` before it is attached anywhere, so that what the kernel has
@@ -171,13 +208,14 @@ impl Bpf {
     /// Whether what a hook says is still so, as far as its pin tells.
     pub fn is_attached(&self, hook: &Hook) -> bool {
         let kind = match hook.attached.as_str() {
-            "xdp native" => HookKind::Xdp,
-            "tcx ingress" => HookKind::Tcx,
+            XDP => HookKind::Xdp,
+            TCX => HookKind::Tcx,
             _ => return true,
         };
-        self.links
-            .join(format!("{}-{}-{kind}", hook.site, hook.ifindex))
-            .exists()
+        let pin = self
+            .links
+            .join(format!("{}-{}-{kind}", hook.site, hook.ifindex));
+        pin.exists() || self.other_pins(&pin).next().is_some()
     }
 
     /// Detaches our programs from uplinks other than this one, left by an agent that used another
@@ -185,7 +223,9 @@ impl Bpf {
     ///
     /// # Errors
     /// When a pin can't be removed.
-    pub fn detach_other_uplinks(&self, ifindex: u32) -> Result<()> {
+    pub fn detach_other_uplinks(&mut self, ifindex: u32) -> Result<()> {
+        self.late
+            .retain(|late| late.site != Site::Uplink || late.ifindex == ifindex);
         let (site, this) = (format!("{}-", Site::Uplink.name()), ifindex.to_string());
         for entry in std::fs::read_dir(&self.links)? {
             let entry = entry?;
@@ -209,12 +249,16 @@ impl Bpf {
         ifindex: u32,
     ) -> Result<()> {
         let pin = self.pin_path(site, kind, ifindex);
-        match std::fs::remove_file(&pin) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error)
-                    .with_context(|| format!("can't remove the pin {}", pin.display()));
+        self.late
+            .retain(|late| (late.site, late.kind, late.ifindex) != (site, kind, ifindex));
+        for pin in self.other_pins(&pin).chain([pin]) {
+            match std::fs::remove_file(&pin) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("can't remove the pin {}", pin.display()));
+                }
+                _ => {}
             }
-            _ => {}
         }
         if kind == HookKind::Tcx {
             detach_filter_of(site, interface)?;
@@ -236,6 +280,7 @@ impl Bpf {
     where
         for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
+        self.adopt(pin)?;
         let program = loaded::<P>(&mut self.ebpf, name)?;
         if let Some(old) = pinned(pin)? {
             match program.replace(old) {

@@ -2,6 +2,7 @@
 //! writer of the maps. Maps are pinned, so a new agent finds what the last one left.
 
 mod hooks;
+mod layouts;
 mod try_out;
 
 use std::collections::HashSet;
@@ -20,11 +21,18 @@ use overlay_common::service::{Peer, SlotKey};
 use overlay_common::wire::Ip16;
 use overlay_core::tables::{MapContents, MapUpdate, Tables};
 
+use layouts::Late;
+
 pub use hooks::{Hook, HookKind, Site, detach_filter_of};
 pub use try_out::{Action, Tried};
 
-/// Pins of another layout are another directory: bump it with any change of `layout`.
+/// Pins of another layout are another directory: bump it with any change of `layout`. See
+/// [`layouts`] for how an agent goes on from there.
 const LAYOUT_VERSION: &str = "v4";
+/// Where maps are pinned, below the layout's directory.
+const MAPS: &str = "maps";
+/// The same of links.
+const LINKS: &str = "links";
 
 #[cfg(with_ebpf)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_EBPF_OBJECT"));
@@ -35,8 +43,11 @@ static OBJECT: &[u8] = &[];
 pub struct Bpf {
     ebpf: Ebpf,
     links: PathBuf,
-    root: PathBuf,
     maps: Maps,
+    /// Where an agent of another layout has left its pins, until [`Bpf::swap`].
+    others: Vec<PathBuf>,
+    /// Where its programs still run.
+    late: Vec<Late>,
 }
 
 struct Maps {
@@ -65,10 +76,12 @@ impl Bpf {
             );
         }
         let maps_dir = Bpf::maps_dir(pin_dir);
-        let links = pin_dir.join(LAYOUT_VERSION).join("links");
+        let links = pin_dir.join(LAYOUT_VERSION).join(LINKS);
         for dir in [&maps_dir, &links] {
             fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
         }
+        let others = layouts::others(pin_dir)?;
+        layouts::share_notes(&others, &maps_dir)?;
         let level: u8 = if log { 5 } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(&maps_dir)
@@ -79,14 +92,15 @@ impl Bpf {
         Ok(Bpf {
             ebpf,
             links,
-            root: pin_dir.to_owned(),
             maps,
+            others,
+            late: Vec::new(),
         })
     }
 
     /// Where maps are pinned, below the agent's pins.
     pub fn maps_dir(pin_dir: &Path) -> PathBuf {
-        pin_dir.join(LAYOUT_VERSION).join("maps")
+        pin_dir.join(LAYOUT_VERSION).join(MAPS)
     }
 
     /// The object, for aya-log.
@@ -213,26 +227,10 @@ impl Bpf {
             .collect()
     }
 
-    /// Removes the pins of other layouts, which an agent of another version left: this one can't
-    /// go on with their maps.
-    ///
-    /// # Errors
-    /// When a pin can't be removed.
-    pub fn unpin_other_versions(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.root)? {
-            let entry = entry?;
-            if entry.file_name() != LAYOUT_VERSION {
-                tracing::warn!(pins = %entry.path().display(), "another version's data path goes");
-                Bpf::unpin_all(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
     /// True when an earlier agent left a pinned data path below `pin_dir`.
     pub fn is_pinned(pin_dir: &Path) -> bool {
         let has_links = |version: fs::DirEntry| {
-            let links = version.path().join("links").read_dir();
+            let links = version.path().join(LINKS).read_dir();
             links.is_ok_and(|mut links| links.next().is_some())
         };
         pin_dir
