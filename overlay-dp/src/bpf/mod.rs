@@ -8,6 +8,7 @@ mod try_out;
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, XskMap};
@@ -29,6 +30,10 @@ pub use try_out::{Action, Tried};
 /// Pins of another layout are another directory: bump it with any change of `layout`. See
 /// [`layouts`] for how an agent goes on from there.
 const LAYOUT_VERSION: &str = "v4";
+/// How long the kernel is given to have room for a map's element again, and how often.
+const REFILL: Duration = Duration::from_millis(1);
+/// See [`REFILL`].
+const REFILLS: u32 = 20;
 /// Where maps are pinned, below the layout's directory.
 const MAPS: &str = "maps";
 /// The same of links.
@@ -132,8 +137,20 @@ impl Bpf {
     /// # Errors
     /// When a map is full or the kernel refuses. Deleting what is not there is no error.
     pub fn apply(&mut self, update: MapUpdate) -> Result<()> {
+        let mut done = self.write(update);
+        for _ in 0..REFILLS {
+            if !done.as_ref().is_err_and(is_out_of_stock) {
+                break;
+            }
+            std::thread::sleep(REFILL);
+            done = self.write(update);
+        }
+        done.with_context(|| format!("can't write a BPF map: {update:?}"))
+    }
+
+    fn write(&mut self, update: MapUpdate) -> Result<(), MapError> {
         let maps = &mut self.maps;
-        let done = match update {
+        match update {
             MapUpdate::SetPort(key, value) => maps.ports.insert(key, value, 0),
             MapUpdate::DelPort(key) => absent_is_fine(maps.ports.remove(&key)),
             MapUpdate::SetNetwork(key, value) => maps.networks.insert(key, value, 0),
@@ -152,8 +169,7 @@ impl Bpf {
             MapUpdate::DelVtep(key) => absent_is_fine(maps.vteps.remove(&key)),
             MapUpdate::SetSlot(key, value) => maps.slots.insert(key, value, 0),
             MapUpdate::DelSlot(key) => absent_is_fine(maps.slots.remove(&key)),
-        };
-        done.with_context(|| format!("can't write a BPF map: {update:?}"))
+        }
     }
 
     /// What the maps hold now.
@@ -269,6 +285,15 @@ impl Maps {
             stats: map(names::STATS)?.try_into()?,
             xsks: map(names::XSKS)?.try_into()?,
         })
+    }
+}
+
+/// Elements of maps come from a small stock of each CPU's, which the kernel fills again when it gets
+/// to it: on a busy machine, many updates in a row find it empty.
+fn is_out_of_stock(error: &MapError) -> bool {
+    match error {
+        MapError::SyscallError(e) => e.io_error.kind() == std::io::ErrorKind::OutOfMemory,
+        _ => false,
     }
 }
 
