@@ -25,6 +25,14 @@ const OLDEST_RUST: (u32, u32) = (1, 95);
 /// # Errors
 /// When a tool is missing and can't be installed, or the programs don't compile.
 pub fn build() -> Result<PathBuf> {
+    build_of(root())
+}
+
+/// The same of another copy of the sources, below which the object is left.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_of(source: &Path) -> Result<PathBuf> {
     let toolchain = toolchain()?;
     let linker = linker(&toolchain)?;
     step(format!("building overlay-ebpf with {}", toolchain.name));
@@ -32,7 +40,7 @@ pub fn build() -> Result<PathBuf> {
     let target_dir = root().join("target/ebpf-build");
     run(toolchain
         .unstable_cargo()
-        .current_dir(root().join("overlay-ebpf"))
+        .current_dir(source.join("overlay-ebpf"))
         .args(["build", "--release", "-Zbuild-std=core", "--target", TARGET])
         .arg("--target-dir")
         .arg(&target_dir)
@@ -44,7 +52,7 @@ pub fn build() -> Result<PathBuf> {
         ))?;
 
     let linked = target_dir.join(TARGET).join("release/overlay-ebpf");
-    let object = root().join("target/ebpf/overlay-ebpf.o");
+    let object = source.join("target/ebpf/overlay-ebpf.o");
     let changed = publish(&linked, &object)
         .with_context(|| format!("can't copy {} to {}", linked.display(), object.display()))?;
     step(format!(

@@ -5,6 +5,7 @@ mod dist;
 mod ebpf;
 mod fuzz;
 mod packages;
+mod previous;
 mod process;
 mod test;
 
@@ -18,6 +19,8 @@ use clap::{Args, Parser};
 enum Task {
     /// Compile overlay-ebpf into target/ebpf/overlay-ebpf.o, installing the toolchain if it is missing
     BuildEbpf,
+    /// Compile the agent of the commit before the last change, which upgrades are tested from
+    BuildPrevious,
     /// Build all, run two hosts with an overlay network on this machine, check it, remove it
     Demo(DemoArgs),
     /// All that a change must pass: format, lints, docs, tests; end-to-end tests when root
@@ -71,6 +74,12 @@ struct TestArgs {
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::BuildEbpf => ebpf::build().map(|_| ExitCode::SUCCESS),
+        Task::BuildPrevious => ebpf::build().and_then(|_| {
+            if let Some(binary) = previous::build()? {
+                println!("export {}={}", previous::VARIABLE, binary.display());
+            }
+            Ok(ExitCode::SUCCESS)
+        }),
         Task::Demo(args) if args.remove => {
             demo::remove();
             Ok(ExitCode::SUCCESS)

@@ -1,11 +1,12 @@
 //! `test` and `ci`: all that a change must pass.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
 use crate::process::{cargo, find_program, is_root, output, root, run, step};
-use crate::{dist, ebpf, packages};
+use crate::{dist, ebpf, packages, previous};
 
 /// Format, lints, docs and every test. `strict` fails where something would be skipped.
 ///
@@ -48,8 +49,13 @@ pub fn all(strict: bool) -> Result<ExitCode> {
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     step("doc tests");
     run(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
+    let previous = if is_root() { previous::build()? } else { None };
     step("building and running the tests");
-    tests(&["--workspace", "--lib", "--bins", "--tests"], strict)
+    tests(
+        &["--workspace", "--lib", "--bins", "--tests"],
+        strict,
+        previous,
+    )
 }
 
 /// Unit tests.
@@ -59,10 +65,10 @@ pub fn all(strict: bool) -> Result<ExitCode> {
 pub fn quick() -> Result<ExitCode> {
     ebpf::build()?;
     step("building and running the unit tests");
-    tests(&["--workspace", "--lib", "--bins"], false)
+    tests(&["--workspace", "--lib", "--bins"], false, None)
 }
 
-fn tests(which: &[&str], strict: bool) -> Result<ExitCode> {
+fn tests(which: &[&str], strict: bool, previous: Option<PathBuf>) -> Result<ExitCode> {
     let nextest = find_program("cargo-nextest").is_some();
     let mut command = cargo();
     if nextest {
@@ -80,6 +86,9 @@ fn tests(which: &[&str], strict: bool) -> Result<ExitCode> {
     }
     // The tests are about the binary that is built with them.
     command.env_remove("OVERLAY_DP_BIN");
+    if let Some(previous) = previous {
+        command.env(previous::VARIABLE, previous);
+    }
     if strict {
         command.env("CI", "true");
     }

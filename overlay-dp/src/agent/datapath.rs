@@ -181,7 +181,6 @@ pub fn engage(prepared: &mut Prepared, uplink: &Uplink) -> Result<(Vec<Hook>, Pl
         config,
         ..
     } = prepared;
-    bpf.unpin_other_versions()?;
     bpf.set_config(*config)?;
     let (far, near) = (punt.far_ifindex, punt.near_ifindex);
     let mut hooks = vec![

@@ -36,6 +36,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod underlay;
+mod upgrade;
 mod uplink;
 mod verify;
 mod vips;
@@ -55,6 +56,7 @@ use overlay_host::{Host, HostEvent, PuntPair, Uplink};
 use parking_lot::RwLock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use crate::api::attachments::AttachmentRef;
 use crate::api::{Attachment, Detached, FdbRow, Netns, Publish, Status, VtepInfo};
@@ -222,6 +224,8 @@ pub async fn run(options: Options) -> Result<()> {
     let mut tick = tokio::time::interval(TICK);
     tick.reset();
     let mut unfitted = 0;
+    let mut look = tokio::time::interval(upgrade::LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let detached = loop {
         tokio::select! {
             Some(request) = requests.recv() => {
@@ -246,6 +250,9 @@ pub async fn run(options: Options) -> Result<()> {
             () = agent.next_hops.wait() => agent.on_changes().await,
             () = agent.prober.wait_for_news() => agent.on_probes().await,
             _ = tick.tick() => agent.on_tick().await,
+            _ = look.tick(), if agent.bpf.has_other_layouts() => {
+                agent.swap_when_known(inputs.cluster.is_empty());
+            }
             () = signals.received() => break None,
         }
         agent.flush();
@@ -372,6 +379,9 @@ struct Agent {
     /// Endpoints here that could not be told of yet, as the managers' news lack their network or
     /// address.
     untold: Vec<Endpoint>,
+    /// Whether all was known that other layouts' programs must be replaced with, when it was last
+    /// looked.
+    all_was_known: bool,
     /// Whether entries of an earlier agent may be left in the BPF maps.
     sweep_due: bool,
     /// Whether the last sweep had to leave some of them to hosts that were not alive.

@@ -123,6 +123,7 @@ impl Agent {
                 fatal: None,
                 expelled: false,
                 untold: Vec::new(),
+                all_was_known: false,
                 sweep_due: true,
                 stale_kept: true,
                 is_new,

@@ -134,13 +134,26 @@ pub(super) fn some_journal() -> Result<Vec<u8>> {
     journal::text(&changes)
 }
 
+/// Removes what has not become the file yet that it was to replace: `tempfile` names it so.
+fn remove_unfinished(dir: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(b".tmp") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 impl State {
-    /// Opens the file in `dir`, which is made if need be.
+    /// Opens the file in `dir`, which is made if need be. What was being written there when the
+    /// last agent died goes.
     ///
     /// # Errors
     /// When it can't be made, read, understood or written.
     pub fn open(dir: &Path) -> Result<State> {
         fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
+        remove_unfinished(dir).with_context(|| format!("can't tidy {}", dir.display()))?;
         let path = dir.join(JOURNAL);
         let (known, journal) = match Journal::read(&path)? {
             Some((changes, len)) => {

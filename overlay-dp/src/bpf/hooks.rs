@@ -16,13 +16,14 @@ use overlay_host::XdpAttachment;
 use serde::{Deserialize, Serialize};
 
 use super::Bpf;
+use super::layouts::Late;
 
 /// Priority and handle of our filters where tcx does not exist (kernels before 6.6).
 const TC_PRIORITY: u16 = 1;
 const TC_HANDLE: TcHandle = TcHandle::new(0, 0x4f56);
-
-/// How `status` calls the ways of attaching that have links.
+/// How hooks say what they are.
 const XDP: &str = "xdp native";
+/// See [`XDP`].
 const TCX: &str = "tcx ingress";
 
 /// A place where one of our programs is attached.
@@ -130,7 +131,8 @@ impl Site {
 
 impl Bpf {
     /// Attaches the program for `site` to an interface, or replaces the one that an earlier agent
-    /// left there; a program of the other kind on the same site goes after.
+    /// left there; a program of the other kind on the same site goes after. Where one of another
+    /// layout carries traffic, it goes on with that until [`Bpf::swap`].
     ///
     /// # Errors
     /// When the kernel refuses: for XDP, mostly because the driver has no native XDP or another
@@ -143,6 +145,44 @@ impl Bpf {
         ifindex: u32,
         why: &str,
     ) -> Result<Hook> {
+        let program = site.program(kind);
+        let pin = self.pin_path(site, kind, ifindex);
+        let is_old = matches!(site, Site::Port | Site::Uplink)
+            && !pin.exists()
+            && self.other_pins(&pin).next().is_some();
+        let attached = if is_old {
+            let interface = interface.to_owned();
+            self.late.push(Late {
+                site,
+                kind,
+                interface,
+                ifindex,
+            });
+            match kind {
+                HookKind::Xdp => XDP,
+                HookKind::Tcx => TCX,
+            }
+        } else {
+            self.attach_now(site, kind, interface, ifindex)?
+        };
+        Ok(Hook {
+            interface: interface.to_owned(),
+            ifindex,
+            site: site.name().to_owned(),
+            program: program.to_owned(),
+            attached: attached.to_owned(),
+            why: why.to_owned(),
+        })
+    }
+
+    /// Attaches it, and says how.
+    pub(super) fn attach_now(
+        &mut self,
+        site: Site,
+        kind: HookKind,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<&'static str> {
         let program = site.program(kind);
         let pin = self.pin_path(site, kind, ifindex);
         let attached = match kind {
@@ -165,14 +205,7 @@ impl Bpf {
             HookKind::Xdp
         };
         self.detach_kind(site, other, interface, ifindex)?;
-        Ok(Hook {
-            interface: interface.to_owned(),
-            ifindex,
-            site: site.name().to_owned(),
-            program: program.to_owned(),
-            attached: attached.to_owned(),
-            why: why.to_owned(),
-        })
+        Ok(attached)
     }
 
     /// Loads the program for `site` before it is attached anywhere, so that what the kernel has
@@ -204,8 +237,11 @@ impl Bpf {
             return true;
         };
         let pin = format!("{}-{}-{kind}", hook.site, hook.ifindex);
+        let pin = self.links.join(pin);
+        // Until an upgrade's swap it may be another layout's.
+        let pin = self.other_pins(&pin).next().unwrap_or(pin);
         // A link that was detached by force keeps its pin and its program.
-        let info = match pinned(&self.links.join(pin)) {
+        let info = match pinned(&pin) {
             Ok(Some(link)) => link.info(),
             Ok(None) | Err(_) => return false,
         };
@@ -240,7 +276,9 @@ impl Bpf {
     ///
     /// # Errors
     /// When a pin can't be removed.
-    pub fn detach_other_uplinks(&self, ifindex: u32) -> Result<()> {
+    pub fn detach_other_uplinks(&mut self, ifindex: u32) -> Result<()> {
+        self.late
+            .retain(|late| late.site != Site::Uplink || late.ifindex == ifindex);
         let (site, this) = (format!("{}-", Site::Uplink.name()), ifindex.to_string());
         for entry in std::fs::read_dir(&self.links)? {
             let entry = entry?;
@@ -264,12 +302,16 @@ impl Bpf {
         ifindex: u32,
     ) -> Result<()> {
         let pin = self.pin_path(site, kind, ifindex);
-        match std::fs::remove_file(&pin) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error)
-                    .with_context(|| format!("can't remove the pin {}", pin.display()));
+        self.late
+            .retain(|late| (late.site, late.kind, late.ifindex) != (site, kind, ifindex));
+        for pin in self.other_pins(&pin).chain([pin]) {
+            match std::fs::remove_file(&pin) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("can't remove the pin {}", pin.display()));
+                }
+                _ => {}
             }
-            _ => {}
         }
         if kind == HookKind::Tcx {
             detach_filter_of(site, interface)?;
@@ -291,6 +333,7 @@ impl Bpf {
     where
         for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
+        self.adopt(pin)?;
         let program = loaded::<P>(&mut self.ebpf, name)?;
         if let Some(old) = pinned(pin)? {
             match program.replace(old) {

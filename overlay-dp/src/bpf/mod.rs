@@ -2,11 +2,13 @@
 //! writer of the maps. Maps are pinned, so a new agent finds what the last one left.
 
 mod hooks;
+mod layouts;
 mod try_out;
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, XskMap};
@@ -20,11 +22,22 @@ use overlay_common::service::{Peer, SlotKey};
 use overlay_common::wire::Ip16;
 use overlay_core::tables::{MapContents, MapUpdate, Tables};
 
+use layouts::Late;
+
 pub use hooks::{Hook, HookKind, Site, detach_filter_of};
 pub use try_out::{Action, Tried};
 
-/// Pins of another layout are another directory: bump it with any change of `layout`.
+/// Pins of another layout are another directory: bump it with any change of `layout`. See
+/// [`layouts`] for how an agent goes on from there.
 const LAYOUT_VERSION: &str = "v4";
+/// How long the kernel is given to have room for a map's element again, and how often.
+const REFILL: Duration = Duration::from_millis(1);
+/// See [`REFILL`].
+const REFILLS: u32 = 20;
+/// Where maps are pinned, below the layout's directory.
+const MAPS: &str = "maps";
+/// The same of links.
+const LINKS: &str = "links";
 
 #[cfg(with_ebpf)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_EBPF_OBJECT"));
@@ -35,8 +48,11 @@ static OBJECT: &[u8] = &[];
 pub struct Bpf {
     ebpf: Ebpf,
     links: PathBuf,
-    root: PathBuf,
     maps: Maps,
+    /// Where an agent of another layout has left its pins, until [`Bpf::swap`].
+    others: Vec<PathBuf>,
+    /// Where its programs still run.
+    late: Vec<Late>,
 }
 
 struct Maps {
@@ -65,10 +81,12 @@ impl Bpf {
             );
         }
         let maps_dir = Bpf::maps_dir(pin_dir);
-        let links = pin_dir.join(LAYOUT_VERSION).join("links");
+        let links = pin_dir.join(LAYOUT_VERSION).join(LINKS);
         for dir in [&maps_dir, &links] {
             fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
         }
+        let others = layouts::others(pin_dir)?;
+        layouts::share_notes(&others, &maps_dir)?;
         let level: u8 = if log { 5 } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(&maps_dir)
@@ -79,14 +97,15 @@ impl Bpf {
         Ok(Bpf {
             ebpf,
             links,
-            root: pin_dir.to_owned(),
             maps,
+            others,
+            late: Vec::new(),
         })
     }
 
     /// Where maps are pinned, below the agent's pins.
     pub fn maps_dir(pin_dir: &Path) -> PathBuf {
-        pin_dir.join(LAYOUT_VERSION).join("maps")
+        pin_dir.join(LAYOUT_VERSION).join(MAPS)
     }
 
     /// The object, for aya-log.
@@ -126,8 +145,20 @@ impl Bpf {
     /// # Errors
     /// When a map is full or the kernel refuses. Deleting what is not there is no error.
     pub fn apply(&mut self, update: MapUpdate) -> Result<()> {
+        let mut done = self.write(update);
+        for _ in 0..REFILLS {
+            if !done.as_ref().is_err_and(is_out_of_stock) {
+                break;
+            }
+            std::thread::sleep(REFILL);
+            done = self.write(update);
+        }
+        done.with_context(|| format!("can't write a BPF map: {update:?}"))
+    }
+
+    fn write(&mut self, update: MapUpdate) -> Result<(), MapError> {
         let maps = &mut self.maps;
-        let done = match update {
+        match update {
             MapUpdate::SetPort(key, value) => maps.ports.insert(key, value, 0),
             MapUpdate::DelPort(key) => absent_is_fine(maps.ports.remove(&key)),
             MapUpdate::SetNetwork(key, value) => maps.networks.insert(key, value, 0),
@@ -146,8 +177,7 @@ impl Bpf {
             MapUpdate::DelVtep(key) => absent_is_fine(maps.vteps.remove(&key)),
             MapUpdate::SetSlot(key, value) => maps.slots.insert(key, value, 0),
             MapUpdate::DelSlot(key) => absent_is_fine(maps.slots.remove(&key)),
-        };
-        done.with_context(|| format!("can't write a BPF map: {update:?}"))
+        }
     }
 
     /// What the maps hold now.
@@ -221,26 +251,10 @@ impl Bpf {
             .collect()
     }
 
-    /// Removes the pins of other layouts, which an agent of another version left: this one can't
-    /// go on with their maps.
-    ///
-    /// # Errors
-    /// When a pin can't be removed.
-    pub fn unpin_other_versions(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.root)? {
-            let entry = entry?;
-            if entry.file_name() != LAYOUT_VERSION {
-                tracing::warn!(pins = %entry.path().display(), "another version's data path goes");
-                Bpf::unpin_all(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
     /// True when an earlier agent left a pinned data path below `pin_dir`.
     pub fn is_pinned(pin_dir: &Path) -> bool {
         let has_links = |version: fs::DirEntry| {
-            let links = version.path().join("links").read_dir();
+            let links = version.path().join(LINKS).read_dir();
             links.is_ok_and(|mut links| links.next().is_some())
         };
         pin_dir
@@ -279,6 +293,15 @@ impl Maps {
             stats: map(names::STATS)?.try_into()?,
             xsks: map(names::XSKS)?.try_into()?,
         })
+    }
+}
+
+/// Elements of maps come from a small stock of each CPU's, which the kernel fills again when it gets
+/// to it: on a busy machine, many updates in a row find it empty.
+fn is_out_of_stock(error: &MapError) -> bool {
+    match error {
+        MapError::SyscallError(e) => e.io_error.kind() == std::io::ErrorKind::OutOfMemory,
+        _ => false,
     }
 }
 

@@ -17,7 +17,9 @@ macro_rules! pod {
 }
 pub(crate) use pod;
 
-/// The names of maps and programs: what the agent asks the BPF object for.
+/// The names of maps and programs: what the agent asks the BPF object for. Maps that programs write
+/// (`ENTRANCES`, `FLOWS`) are shared with programs of other layouts, by name: a change of their
+/// layout changes their name.
 pub mod names {
     /// `Array<Config>` with one entry.
     pub const CONFIG: &str = "OVL_CONFIG";
@@ -45,6 +47,8 @@ pub mod names {
     pub const XSKS: &str = "OVL_XSKS";
     /// `HashMap<SlotKey, Peer>`: see [`crate::service`].
     pub const SLOTS: &str = "OVL_SLOTS";
+    /// `LruHashMap<FlowKey, Peer>`: see [`crate::service`].
+    pub const FLOWS: &str = "OVL_FLOWS";
 
     /// XDP on ports.
     pub const PORT_XDP: &str = "ovl_port_xdp";

@@ -42,7 +42,7 @@ impl AgentProc {
             .arg(host.ns.label())
             .arg("nsenter")
             .arg(format!("--net={}", host.ns.path().display()))
-            .arg(&host.bin)
+            .arg(host.bin())
             .args(["attach", "--iface", "eth0"])
             .args(args.split_whitespace())
             .env("PATH", search_path())

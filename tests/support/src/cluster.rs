@@ -111,6 +111,11 @@ impl<'a> Cluster<'a> {
         self.agents.get(number - 1).is_some_and(Option::is_some)
     }
 
+    /// The process of host `number`'s agent, if one runs.
+    pub fn pid(&self, number: usize) -> Option<u32> {
+        Some(self.agents.get(number - 1)?.as_ref()?.pid())
+    }
+
     /// That no agent has ended by itself.
     ///
     /// # Errors

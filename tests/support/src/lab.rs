@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -47,7 +47,7 @@ pub struct Host {
     pub ip: Ipv4Addr,
     /// Value of `OVERLAY_DP_INSTANCE` for all that runs on it.
     pub instance: String,
-    pub(crate) bin: PathBuf,
+    bin: Arc<RwLock<PathBuf>>,
     pub(crate) log: PathBuf,
 }
 
@@ -57,9 +57,20 @@ impl Host {
         format!("to-{}", self.ns.label())
     }
 
+    /// From now on this is the overlay-dp binary that is run on this host; what runs goes on.
+    pub fn install(&self, bin: &Path) {
+        *self.bin.write().unwrap_or_else(PoisonError::into_inner) = bin.to_owned();
+    }
+
+    /// The overlay-dp binary.
+    pub(crate) fn bin(&self) -> PathBuf {
+        let bin = self.bin.read().unwrap_or_else(PoisonError::into_inner);
+        bin.clone()
+    }
+
     /// `overlay-dp …` on this host, the words of `line` split at blanks.
     pub fn overlay_cmd(&self, line: &str) -> Command {
-        let mut command = self.ns.cmd(&self.bin, line.split_whitespace());
+        let mut command = self.ns.cmd(self.bin(), line.split_whitespace());
         command.env("OVERLAY_DP_INSTANCE", &self.instance);
         command
     }
@@ -68,7 +79,8 @@ impl Host {
     /// system, such as `setpriv …`.
     pub fn overlay_cmd_under(&self, wrapper: &str, line: &str) -> Command {
         let words = wrapper.split_whitespace().map(OsStr::new);
-        let words = words.chain([self.bin.as_os_str()]);
+        let bin = self.bin();
+        let words = words.chain([bin.as_os_str()]);
         let mut command = self
             .ns
             .cmd("env", words.chain(line.split_whitespace().map(OsStr::new)));
@@ -174,7 +186,7 @@ impl Lab {
                     ns: Ns::create(id, &format!("host{number}"))?,
                     ip: underlay_ip(number)?,
                     instance: format!("{id}-host{number}"),
-                    bin: bin.to_owned(),
+                    bin: Arc::new(RwLock::new(bin.to_owned())),
                     log: dir.join(format!("host{number}.log")),
                 };
                 connect(&router, &host, spec.mtu)?;

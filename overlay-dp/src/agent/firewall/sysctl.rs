@@ -50,10 +50,30 @@ pub fn set(rules: &Rules, changed: &mut Vec<Setting>) -> Result<()> {
             }
         }
     }
+    forget(rules, changed);
     for (path, value) in foreign(rules) {
         change(path, value, changed)?;
     }
     Ok(())
+}
+
+/// Puts back what only networks needed that have gone, and forgets interfaces that have: others'
+/// come and go for as long as the host runs.
+fn forget(rules: &Rules, changed: &mut Vec<Setting>) {
+    let ipv6 = rules.ways.iter().any(|way| way.ipv6);
+    changed.retain(|setting| {
+        if !setting.path.exists() {
+            return false;
+        }
+        if ipv6 || !setting.path.starts_with(IPV6) {
+            return true;
+        }
+        match restore(setting) {
+            Ok(line) => tracing::info!("{line}"),
+            Err(error) => tracing::error!("{error:#}"),
+        }
+        false
+    });
 }
 
 /// What differs from what it must be.

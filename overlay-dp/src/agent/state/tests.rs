@@ -131,3 +131,13 @@ fn the_file_does_not_grow_with_what_is_gone() {
     }
     assert_eq!(names(&Known::load(dir.path()).unwrap()), ["c1", "c2"]);
 }
+
+#[test]
+fn what_a_killed_agent_was_writing_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let half = tempfile::NamedTempFile::new_in(dir.path()).unwrap();
+    let (_, half) = half.keep().unwrap();
+    drop(State::open(dir.path()).unwrap());
+    assert!(!half.exists());
+    assert!(dir.path().join(JOURNAL).exists());
+}
