@@ -91,7 +91,8 @@ fn main() -> ExitCode {
         Task::Test(args) if args.quick => test::quick(),
         Task::Test(_) => test::all(std::env::var("CI").is_ok_and(|ci| ci == "true")),
         Task::Fuzz(args) => fuzz::fuzz(args.target.as_deref(), args.seconds),
-        Task::Kernels(args) => kernels::run(args.kernel.as_deref(), args.only.as_deref()),
+        Task::Kernels(args) => kernels::run(args.kernel.as_deref(), args.only.as_deref())
+            .map(|passed| ExitCode::from(u8::from(!passed))),
         Task::Man => dist::man().map(|()| ExitCode::SUCCESS),
         Task::Deb(args) => dist::deb(args.debug).map(|_| ExitCode::SUCCESS),
         Task::Ci => test::all(true),

@@ -75,7 +75,9 @@ impl Report {
 /// When QEMU can't be started. All else is in the report.
 pub fn boot(kernel: &Kernel, initramfs: &Path, accel: Accel, limit: Duration) -> Result<Report> {
     let mut qemu = Qemu(
-        Command::new("qemu-system-x86_64")
+        // It ends with this process, however that ends.
+        Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args([
                 "-machine",
                 "q35,graphics=off",
