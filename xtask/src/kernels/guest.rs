@@ -44,7 +44,12 @@ impl Accel {
     fn arguments(self) -> [&'static str; 4] {
         match self {
             Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Accel::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Accel::Tcg => [
+                "-accel",
+                "tcg,thread=multi,tb-size=512",
+                "-cpu",
+                "max,la57=off",
+            ],
         }
     }
 }
