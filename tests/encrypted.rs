@@ -8,12 +8,21 @@
 //!            secret 10.0.0.0/24, fd…/64: c1 .2, c2 .3, c3 .4; encrypted, MTU 1408
 //! ```
 
+#[path = "encrypted/agreement.rs"]
+mod agreement;
+#[path = "encrypted/encap.rs"]
+mod encap;
 #[path = "encrypted/hostile.rs"]
 mod hostile;
 #[path = "encrypted/keys.rs"]
 mod keys;
+#[path = "encrypted/linux.rs"]
+mod linux;
 #[path = "lifecycle/load.rs"]
 mod load;
+#[allow(dead_code, reason = "the cluster's tests use the rest")]
+#[path = "cluster/strangers.rs"]
+mod strangers;
 #[path = "encrypted/wire.rs"]
 mod wire;
 

@@ -23,7 +23,7 @@ pub const CONTROL_PORT: u16 = 2377;
 pub const GOSSIP_PORT: u16 = 7946;
 /// What both sides say in the handshake that they speak.
 const CONTROL: &[u8] = b"overlay-dp/control/6";
-const GOSSIP: &[u8] = b"overlay-dp/gossip/6";
+pub const GOSSIP: &[u8] = b"overlay-dp/gossip/6";
 /// The name in a manager's certificate.
 const MANAGER_NAME: &str = "managers.overlay-dp";
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -175,7 +175,8 @@ pub fn is_welcome(ns: &Ns, to: (Ipv4Addr, u16), identity: Option<&Identity>) -> 
     })
 }
 
-fn client_config(alpn: &[u8], identity: Option<&Identity>) -> Result<ClientConfig> {
+/// How to call a port as `identity`, or as nobody, whoever is there.
+pub fn client_config(alpn: &[u8], identity: Option<&Identity>) -> Result<ClientConfig> {
     let builder = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()

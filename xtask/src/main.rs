@@ -4,6 +4,7 @@ mod demo;
 mod dist;
 mod ebpf;
 mod fuzz;
+mod kernels;
 mod packages;
 mod previous;
 mod process;
@@ -27,6 +28,8 @@ enum Task {
     Test(TestArgs),
     /// Feed everything that reads foreign input with what a fuzzer makes up
     Fuzz(FuzzArgs),
+    /// The data path's tests on Linux 6.1 and 6.12, booted by QEMU
+    Kernels(KernelsArgs),
     /// Write the manual pages to target/man
     Man,
     /// Make a Debian package in target/debian
@@ -55,6 +58,15 @@ struct FuzzArgs {
     /// How long each target is fuzzed
     #[arg(long, default_value_t = 60, value_name = "N")]
     seconds: u32,
+}
+
+#[derive(Args)]
+struct KernelsArgs {
+    /// One kernel only: 6.1 or 6.12 [default: both, one after the other]
+    kernel: Option<String>,
+    /// One of the guests' test targets only, such as two_hosts
+    #[arg(long)]
+    only: Option<String>,
 }
 
 #[derive(Args)]
@@ -88,6 +100,8 @@ fn main() -> ExitCode {
         Task::Test(args) if args.quick => test::quick(),
         Task::Test(_) => test::all(std::env::var("CI").is_ok_and(|ci| ci == "true")),
         Task::Fuzz(args) => fuzz::fuzz(args.target.as_deref(), args.seconds),
+        Task::Kernels(args) => kernels::run(args.kernel.as_deref(), args.only.as_deref())
+            .map(|passed| ExitCode::from(u8::from(!passed))),
         Task::Man => dist::man().map(|()| ExitCode::SUCCESS),
         Task::Deb(args) => dist::deb(args.debug).map(|_| ExitCode::SUCCESS),
         Task::Ci => test::all(true),

@@ -97,6 +97,17 @@ pub const LAB: [Package; 23] = [
     package("systemd", "systemd-analyze", "checks the unit"),
 ];
 
+/// What boots other kernels, beside [`LAB`], which the guests get.
+pub const KERNELS: [Package; 3] = [
+    package(
+        "qemu-system-x86",
+        "qemu-system-x86_64",
+        "boots the kernels that the data path is tested on",
+    ),
+    package("kmod", "depmod", "loads those kernels' modules"),
+    package("binutils", "strip", "makes the tests fit into a guest"),
+];
+
 /// What libFuzzer is compiled by.
 pub const FUZZ: [Package; 1] = [package("g++", "c++", "compiles libFuzzer")];
 

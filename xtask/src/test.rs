@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 
 use crate::process::{cargo, find_program, is_root, output, root, run, step};
-use crate::{dist, ebpf, packages, previous};
+use crate::{dist, ebpf, kernels, packages, previous};
 
 /// Format, lints, docs and every test. `strict` fails where something would be skipped.
 ///
@@ -50,12 +50,35 @@ pub fn all(strict: bool) -> Result<ExitCode> {
     step("doc tests");
     run(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
     let previous = if is_root() { previous::build()? } else { None };
+    let kernels = other_kernels(strict)?;
     step("building and running the tests");
-    tests(
+    let tests = tests(
         &["--workspace", "--lib", "--bins", "--tests"],
         strict,
         previous,
-    )
+    )?;
+    if !kernels {
+        step("THE TESTS ON OTHER KERNELS FAILED: see above, or run `cargo xtask kernels`");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(tests)
+}
+
+/// The data path's tests on other kernels; whether they passed, or can't be run here.
+fn other_kernels(strict: bool) -> Result<bool> {
+    if !is_root() {
+        return Ok(true);
+    }
+    match packages::ensure(&packages::KERNELS) {
+        Ok(()) => kernels::run(None, None),
+        Err(error) if strict => Err(error),
+        Err(error) => {
+            step(format!(
+                "NO QEMU ({error:#}): LINUX 6.1 AND 6.12 ARE NOT TRIED"
+            ));
+            Ok(true)
+        }
+    }
 }
 
 /// Unit tests.

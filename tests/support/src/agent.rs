@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lab::Host;
-use crate::process::{search_path, wait_until};
+use crate::process::{emulated, search_path, wait_until};
 
 const READY: Duration = Duration::from_secs(30);
 const STOPPED: Duration = Duration::from_secs(10);
@@ -25,9 +25,17 @@ pub struct AgentProc {
 
 impl AgentProc {
     pub(crate) fn start(host: &Host, args: &str) -> Result<AgentProc> {
-        let mut agent = AgentProc::spawn(host, args)?;
-        agent.wait_ready()?;
-        Ok(agent)
+        // An emulated CPU may be too slow for a handshake; people would try again, too.
+        let mut tries = if emulated() { 5 } else { 1 };
+        loop {
+            let mut agent = AgentProc::spawn(host, args)?;
+            tries -= 1;
+            match agent.wait_ready() {
+                Err(error) if tries == 0 || agent.is_running() => return Err(error),
+                Err(_) => {}
+                Ok(()) => return Ok(agent),
+            }
+        }
     }
 
     pub(crate) fn spawn(host: &Host, args: &str) -> Result<AgentProc> {

@@ -37,13 +37,15 @@ pub use agent::AgentProc;
 pub use cluster::{Cluster, join_args, token};
 pub use docker::{Dockerd, IMAGE};
 pub use fixture::{Container, Overlay, all_reach_each_other, test, wait_checksums};
-pub use iperf::{Load, Traffic, iperf3};
+pub use iperf::{Load, Traffic, iperf3, least};
 pub use lab::{Host, Lab, LabSpec};
 pub use ns::Ns;
 pub use outside::{Outside, Teller, Told, ask_udp};
 pub use packet::PacketSocket;
 pub use pins::hex;
 pub use probe::{Hop, PingRun, PingStats, checksum_errors, nstat, ping, start_ping, traceroute};
-pub use process::{Background, Done, check_signals, program, stop_on_signals, wait_until};
+pub use process::{
+    Background, Done, check_signals, emulated, program, stop_on_signals, wait_until,
+};
 pub use remove::{kept_labs, remove_kept, remove_stale};
 pub use wire::Wire;

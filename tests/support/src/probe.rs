@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::ns::Ns;
-use crate::process::Background;
+use crate::process::{Background, emulated};
 
 /// The result of one ping.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,8 +85,9 @@ impl PingStats {
 /// When ping can't be started. That nothing is answered is no error.
 pub fn ping(ns: &Ns, dst: IpAddr, count: u32, size: u16, df: bool) -> Result<PingStats> {
     let pmtu = if df { "-M do" } else { "-M dont" };
+    let patience = if emulated() { 5 } else { 1 };
     let done = ns.run_any(&format!(
-        "ping -n -i 0.05 -W 1 -c {count} -s {size} {pmtu} {dst}"
+        "ping -n -i 0.05 -W {patience} -c {count} -s {size} {pmtu} {dst}"
     ))?;
     PingStats::parse(done.stdout + &done.stderr)
 }

@@ -40,11 +40,23 @@ pub fn check_signals() -> Result<()> {
     Ok(())
 }
 
+/// Whether this machine's CPUs are emulated, as `cargo xtask kernels` says: then all waits of this
+/// library may take longer, and loads are a twentieth.
+pub fn emulated() -> bool {
+    std::env::var_os("OVERLAY_LAB_EMULATED").is_some()
+}
+
+/// How long what takes `timeout` at most may take here.
+fn patient(timeout: Duration) -> Duration {
+    if emulated() { timeout * 6 } else { timeout }
+}
+
 /// Asks until the answer is yes.
 ///
 /// # Errors
 /// When it is not within `timeout`; `what` says what was waited for.
 pub fn wait_until(what: &str, timeout: Duration, mut yes: impl FnMut() -> bool) -> Result<()> {
+    let timeout = patient(timeout);
     let deadline = Instant::now() + timeout;
     while !yes() {
         check_signals()?;
@@ -164,6 +176,7 @@ impl Background {
     /// # Errors
     /// When it has not ended after `timeout`; it is killed then.
     pub fn finish(mut self, timeout: Duration) -> Result<Done> {
+        let timeout = patient(timeout);
         let started = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
