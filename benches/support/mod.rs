@@ -128,6 +128,7 @@ pub fn tables(remote: u32) -> Result<Tables> {
         ipv6: None,
         internal: false,
         encrypted: false,
+        multicast: None,
     });
     for vtep in REMOTE_VTEPS {
         tables.vtep_add(vtep.into())?;

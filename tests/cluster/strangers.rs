@@ -22,8 +22,8 @@ use tokio::time::timeout;
 pub const CONTROL_PORT: u16 = 2377;
 pub const GOSSIP_PORT: u16 = 7946;
 /// What both sides say in the handshake that they speak.
-const CONTROL: &[u8] = b"overlay-dp/control/5";
-const GOSSIP: &[u8] = b"overlay-dp/gossip/5";
+const CONTROL: &[u8] = b"overlay-dp/control/6";
+const GOSSIP: &[u8] = b"overlay-dp/gossip/6";
 /// The name in a manager's certificate.
 const MANAGER_NAME: &str = "managers.overlay-dp";
 const PATIENCE: Duration = Duration::from_secs(5);

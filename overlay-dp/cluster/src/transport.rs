@@ -21,9 +21,9 @@ use crate::error::Error;
 use crate::pki::host_of;
 
 /// Joining, and requests to the manager.
-pub const CONTROL: &[u8] = b"overlay-dp/control/5";
+pub const CONTROL: &[u8] = b"overlay-dp/control/6";
 /// Membership and endpoints.
-pub const GOSSIP: &[u8] = b"overlay-dp/gossip/5";
+pub const GOSSIP: &[u8] = b"overlay-dp/gossip/6";
 
 /// No message of a member is larger.
 pub const MAX_MESSAGE: usize = 1 << 20;

@@ -62,6 +62,7 @@ fn build() -> Result<Tables, overlay_core::tables::Error> {
         }),
         internal: false,
         encrypted: false,
+        multicast: None,
     });
     let vtep = Ipv4Addr::from(VTEP_R).into();
     tables.vtep_add(vtep)?;

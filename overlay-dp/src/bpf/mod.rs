@@ -24,7 +24,7 @@ pub use hooks::{Hook, HookKind, Site, detach_filter_of};
 pub use try_out::{Action, Tried};
 
 /// Pins of another layout are another directory: bump it with any change of `layout`.
-const LAYOUT_VERSION: &str = "v4";
+const LAYOUT_VERSION: &str = "v5";
 
 #[cfg(with_ebpf)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_EBPF_OBJECT"));

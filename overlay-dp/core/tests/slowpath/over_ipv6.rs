@@ -68,6 +68,7 @@ fn tables() -> Tables {
         ipv6: None,
         internal: false,
         encrypted: false,
+        multicast: None,
     });
     for last in [2, 3] {
         let ip = IpAddr::from(vtep(last));

@@ -184,6 +184,7 @@ impl Rig {
                 ipv6: None,
                 internal: false,
                 encrypted: false,
+                multicast: None,
             });
         }
         tables.network_add(Network {
@@ -197,6 +198,7 @@ impl Rig {
             }),
             internal: false,
             encrypted: false,
+            multicast: None,
         });
         for (vtep, last) in [(A, 2), (B, 3), (D, 5)] {
             tables.vtep_add(vtep.into()).unwrap();

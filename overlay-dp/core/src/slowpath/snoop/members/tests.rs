@@ -1,0 +1,129 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn group(n: u16) -> Group {
+    let [a, b] = n.to_be_bytes();
+    Group::new(IpAddr::from([239, 1, a, b])).unwrap()
+}
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn a_port_that_hoards_harms_only_itself() {
+    let mut members = Members::new();
+    let joined = (0..1000).filter(|n| members.join(1, group(*n), 7, s(1)).is_ok());
+    assert_eq!(joined.count(), OF_ONE_PORT);
+    assert_eq!(members.join(1, group(0), 7, s(2)), Ok(()), "again");
+    assert_eq!(members.join(1, group(5000), 8, s(2)), Ok(()));
+    // In one network, all hosts are told of so many; then of those that there are, only.
+    for n in 0..2000 {
+        let _ = members.join(1, group(n), 100 + u32::from(n) / 100, s(2));
+    }
+    assert_eq!(members.groups(1), MAX_GROUPS);
+    assert_eq!(members.join(1, group(6000), 9, s(2)), Err(Full));
+    assert_eq!(members.join(1, group(5000), 9, s(2)), Ok(()));
+    assert_eq!(members.join(2, group(6000), 9, s(2)), Ok(()));
+    for n in 0..20_000_u32 {
+        let _ = members.join(3 + n / 1000, group((n % 1000) as u16), 1000 + n / 100, s(2));
+    }
+    assert_eq!(members.all().len(), IN_ALL);
+    assert_eq!(members.sorted.capacity(), IN_ALL);
+    members.expire(s(2) + LIFE, |_, _| false);
+    assert!(members.all().is_empty());
+}
+
+#[test]
+fn who_leaves_is_asked_twice() {
+    let mut members = Members::new();
+    members.join(1, group(1), 7, s(10)).unwrap();
+    assert!(members.leave(1, group(1), 7, s(20)));
+    assert!(!members.leave(1, group(1), 7, s(20)), "is being asked");
+    assert!(!members.leave(1, group(2), 7, s(20)), "is no member");
+    assert_eq!(members.due(), Some(s(20)));
+    for now in [s(20), s(21)] {
+        assert_eq!(members.to_ask(now).map(|m| m.ifindex), Some(7));
+        assert_eq!(members.to_ask(now), None);
+    }
+    // Its answer.
+    members.join(1, group(1), 7, s(21)).unwrap();
+    members.expire(s(30), |_, _| false);
+    assert_eq!(members.of_group(1, group(1)).len(), 1);
+    members.leave(1, group(1), 7, s(30));
+    members.expire(s(31), |_, _| false);
+    assert_eq!(members.of_group(1, group(1)).len(), 1);
+    members.expire(s(32), |_, _| false);
+    assert!(members.all().is_empty());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Join(u32, u16, u32),
+    Leave(u32, u16, u32),
+    Gone(u32),
+    Wait(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let key = || (1..3_u32, 0..4_u16, 1..4_u32);
+    let step = prop_oneof![
+        4 => key().prop_map(|(v, g, i)| Step::Join(v, g, i)),
+        2 => key().prop_map(|(v, g, i)| Step::Leave(v, g, i)),
+        1 => (1..4_u32).prop_map(Step::Gone),
+        3 => (1..200_000_u64).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+proptest! {
+    /// Against the plainest thing that says the same.
+    #[test]
+    fn members_are_those_who_said_so_lately(steps in steps()) {
+        let mut members = Members::new();
+        let mut model: BTreeMap<Key, (Duration, bool)> = BTreeMap::new();
+        let mut now = s(100);
+        for step in steps {
+            let before = model.keys().copied().collect::<Vec<_>>();
+            let revision = members.revision();
+            match step {
+                Step::Join(vni, n, ifindex) => {
+                    members.join(vni, group(n), ifindex, now).unwrap();
+                    model.insert((vni, group(n), ifindex), (now + LIFE, false));
+                }
+                Step::Leave(vni, n, ifindex) => {
+                    members.leave(vni, group(n), ifindex, now);
+                    if let Some((until, asked)) = model.get_mut(&(vni, group(n), ifindex))
+                        && !std::mem::replace(asked, true)
+                    {
+                        *until = (*until).min(now + s(2));
+                    }
+                }
+                Step::Gone(gone) => {
+                    members.expire(now, |ifindex, _| ifindex == gone);
+                    model.retain(|(_, _, ifindex), (until, _)| *ifindex != gone && *until > now);
+                }
+                Step::Wait(ms) => {
+                    now += Duration::from_millis(ms);
+                    while members.to_ask(now).is_some() {}
+                    members.expire(now, |_, _| false);
+                    model.retain(|_, (until, _)| *until > now);
+                }
+            }
+            let have: Vec<Key> = members.all().iter().map(Member::key).collect();
+            let wanted: Vec<Key> = model.keys().copied().collect();
+            prop_assert_eq!(&have, &wanted);
+            prop_assert_eq!(before != wanted, revision != members.revision());
+            for (vni, n) in [(1, 0), (1, 3), (2, 1)] {
+                let of_group = members.of_group(vni, group(n)).iter().map(|m| m.ifindex);
+                let of_model = wanted.iter().filter(|(v, g, _)| (*v, *g) == (vni, group(n)));
+                prop_assert!(of_group.eq(of_model.map(|(_, _, ifindex)| *ifindex)));
+            }
+            prop_assert!(members.due().is_none_or(|due| due > now || !model.is_empty()));
+        }
+    }
+}
