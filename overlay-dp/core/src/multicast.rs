@@ -81,13 +81,27 @@ mod tests {
 
     #[test]
     fn which_addresses_have_members() {
-        for good in ["224.0.1.1", "239.255.255.255", "ff02::2", "ff02::fb", "ff05::1:3", "ff3e::8"] {
+        for good in [
+            "224.0.1.1",
+            "239.255.255.255",
+            "ff02::2",
+            "ff02::fb",
+            "ff05::1:3",
+            "ff3e::8",
+        ] {
             let ip: IpAddr = good.parse().unwrap();
             assert_eq!(Group::new(ip).map(Group::ip), Some(ip));
         }
         for bad in [
-            "224.0.0.251", "10.0.0.1", "255.255.255.255", "ff02::1", "ff02::1:ff00:7", "ff01::7",
-            "fe80::1", "::", "::ffff:224.0.0.1",
+            "224.0.0.251",
+            "10.0.0.1",
+            "255.255.255.255",
+            "ff02::1",
+            "ff02::1:ff00:7",
+            "ff01::7",
+            "fe80::1",
+            "::",
+            "::ffff:224.0.0.1",
         ] {
             assert_eq!(Group::new(bad.parse().unwrap()), None, "{bad}");
         }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use comfy_table::{Table, presets};
 use ipnetwork::IpNetwork;
+use overlay_core::model::{Multicast, Network};
 
 use crate::api::{
     Checksums, ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo,
@@ -51,6 +52,7 @@ pub fn networks(networks: &[NetworkInfo]) -> String {
             "ENDPOINTS",
             "ATTACHED",
             "ENCRYPTED",
+            "MULTICAST",
         ],
         networks.iter().map(|n| {
             [
@@ -62,6 +64,10 @@ pub fn networks(networks: &[NetworkInfo]) -> String {
                 n.endpoints.map_or("-".into(), |n| n.to_string()),
                 if n.attached { "yes" } else { "no (known)" }.to_owned(),
                 if n.encrypted { "yes" } else { "no" }.to_owned(),
+                match (n.multicast, n.multicast_by_size) {
+                    (Multicast::Off, true) => "off (by size)".to_owned(),
+                    (mode, _) => mode.name().to_owned(),
+                },
             ]
         }),
     )
@@ -72,7 +78,7 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
     let one = |d: &NetworkDetail| {
         let n = &d.network;
         format!(
-            "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n  encrypted {}\n\n{}",
+            "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n  encrypted {}\n  multicast {}\n\n{}",
             n.name,
             n.vni,
             list(&families(n).map(|(subnet, _)| subnet).collect::<Vec<_>>()),
@@ -87,10 +93,26 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
             } else {
                 "no"
             },
+            multicast(n),
             containers(&d.containers),
         )
     };
     details.iter().map(one).collect::<Vec<_>>().join("\n\n")
+}
+
+/// What becomes of broadcast and multicast, and why.
+fn multicast(n: &NetworkInfo) -> String {
+    let what = match n.multicast {
+        Multicast::Snoop => "snoop: multicast goes to the members of its group, broadcast to all",
+        Multicast::Flood => "flood: broadcast and multicast go to all",
+        Multicast::Off => "off: of broadcast and multicast only ARP and neighbour discovery go",
+    };
+    let most = Network::MULTICAST_ENDPOINTS;
+    match (n.multicast_by_size, n.multicast) {
+        (false, _) => format!("{what} (chosen)"),
+        (true, Multicast::Off) => format!("{what} (by default, having room for more than {most})"),
+        (true, _) => format!("{what} (by default)"),
+    }
 }
 
 /// `container ls`

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Range, Version};
 use crate::health::HealthCheck;
-use crate::model::{EndpointMode, Host, HostId, MacAddr, Multicast, Network, Service, ServicePort, Vni};
+use crate::model::{
+    EndpointMode, Host, HostId, MacAddr, Multicast, Network, Service, ServicePort, Vni,
+};
 
 /// What a user asks for; the rest is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

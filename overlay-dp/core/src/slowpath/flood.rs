@@ -169,8 +169,7 @@ fn is_essential(ethertype: u16, packet: &[u8]) -> bool {
     match ethertype {
         ETH_P_ARP => true,
         ETH_P_IPV6 => {
-            packet.get(6) == Some(&PROTO_ICMPV6)
-                && matches!(packet.get(IPV6_LEN), Some(133..=137))
+            packet.get(6) == Some(&PROTO_ICMPV6) && matches!(packet.get(IPV6_LEN), Some(133..=137))
         }
         _ => false,
     }

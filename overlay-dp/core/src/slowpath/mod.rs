@@ -114,7 +114,7 @@ impl SlowPath {
 
     /// Whether [`SlowPath::tick`] is due, or the tables have other ports, perhaps.
     pub fn is_due(&self, tables: &Tables, now: Duration) -> bool {
-        self.snooper.is_outdated(tables) || self.due().is_some_and(|due| due <= now)
+        self.snooper.is_due(tables, now)
     }
 
     /// Asks ports about their groups, and forgets members that have not answered.

@@ -120,7 +120,8 @@ fn v6(packet: &[u8]) -> Result<Option<Message<'_>>, DropReason> {
     let src: Ip16 = *ip[8..].first_chunk().ok_or(BAD)?;
     let dst: Ip16 = *ip[24..].first_chunk().ok_or(BAD)?;
     let pseudo_header = Ends::V6(src, dst).pseudo_header(PROTO_ICMPV6, len);
-    if options == 0 || fold(u32::from(fold(sum(message))) + u32::from(fold(pseudo_header))) != 0xffff
+    if options == 0
+        || fold(u32::from(fold(sum(message))) + u32::from(fold(pseudo_header))) != 0xffff
     {
         return Err(BAD);
     }

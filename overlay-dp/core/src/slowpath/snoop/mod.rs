@@ -25,9 +25,9 @@ use crate::multicast::Group;
 use crate::tables::Tables;
 
 pub use members::Member;
-use members::{Members, QUERY_INTERVAL};
-pub(super) use message::{Message, Said, parse};
+use members::{LIFE, Members, QUERY_INTERVAL};
 use message::Verb;
+pub(super) use message::{Message, Said, parse};
 
 /// A slow path that has just begun knows no members: so long it floods, and asks.
 pub const LEARNING: Duration = Duration::from_secs(5);
@@ -54,6 +54,8 @@ pub(super) struct Snooper {
     /// Of the tables when `ports` was made after them.
     version: Option<u64>,
     looked: Duration,
+    /// When there is something to do, or before.
+    due: Option<Duration>,
 }
 
 impl Snooper {
@@ -83,9 +85,14 @@ impl Snooper {
         }
         let (vni, ifindex) = (from.port.vni, from.ifindex);
         let mut take = |group, verb| match verb {
-            Verb::Join => self.members.join(vni, group, ifindex, now),
+            Verb::Join => {
+                self.due = Some(self.due.map_or(now + LIFE, |due| due.min(now + LIFE)));
+                self.members.join(vni, group, ifindex, now)
+            }
             Verb::Leave => {
-                self.members.leave(vni, group, ifindex, now);
+                if self.members.leave(vni, group, ifindex, now) {
+                    self.due = Some(now);
+                }
                 Ok(())
             }
         };
@@ -102,26 +109,25 @@ impl Snooper {
         taken.map_err(|members::Full| DropReason::TooManyGroups)
     }
 
-    /// When [`Snooper::tick`] has something to do.
+    /// When [`Snooper::tick`] has something to do; at once in the beginning.
     pub fn due(&self) -> Option<Duration> {
-        let ports = self.ports.values().map(|port| port.next).min();
-        let learning = (self.looked < LEARNING).then_some((self.looked + LOOK).min(LEARNING));
-        [ports, self.members.due(), learning]
-            .into_iter()
-            .flatten()
-            .min()
+        match self.version {
+            Some(_) => self.due,
+            None => Some(Duration::ZERO),
+        }
     }
 
-    /// Whether ports may be others than when it was last looked.
-    pub fn is_outdated(&self, tables: &Tables) -> bool {
-        self.version != Some(tables.version())
+    /// Whether it has something to do now, or ports may be others than when it was last looked.
+    pub fn is_due(&self, tables: &Tables, now: Duration) -> bool {
+        let outdated = self.version != Some(tables.version()) && now >= self.looked + LOOK;
+        outdated || self.due().is_some_and(|due| due <= now)
     }
 
     /// Asks who has not been asked for long, and forgets who has not answered.
     pub fn tick(&mut self, now: Duration, sink: &mut Sink<'_, impl Output>) {
         let tables = sink.tables;
         self.looked = now;
-        if self.is_outdated(tables) {
+        if self.version != Some(tables.version()) {
             self.version = Some(tables.version());
             self.fit_ports(tables, now);
         }
@@ -140,10 +146,14 @@ impl Snooper {
         }
         for _ in 0..BATCH {
             let Some(member) = self.members.to_ask(now) else {
-                return;
+                break;
             };
             ask(member.ifindex, Some(member.group), sink);
         }
+        let ports = self.ports.values().map(|port| port.next).min();
+        let learning = (now < LEARNING).then_some((now + LOOK).min(LEARNING));
+        let all = [ports, self.members.due(), learning];
+        self.due = all.into_iter().flatten().min();
     }
 
     fn fit_ports(&mut self, tables: &Tables, now: Duration) {

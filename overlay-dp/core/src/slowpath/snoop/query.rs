@@ -87,7 +87,10 @@ fn mld(link: Link, group: Option<[u8; 16]>, sink: &mut Sink<'_, impl Output>) {
         message[..8].copy_from_slice(&[130, 0, 0, 0, m0, m1, 0, 0]);
         message[8..24].copy_from_slice(&group.unwrap_or_default());
         message[24..].copy_from_slice(&[QRV, QQIC, 0, 0]);
-        let sum = checksum(message, Ends::V6(src, dst).pseudo_header(PROTO_ICMPV6, MLD_LEN));
+        let sum = checksum(
+            message,
+            Ends::V6(src, dst).pseudo_header(PROTO_ICMPV6, MLD_LEN),
+        );
         message[2..4].copy_from_slice(&sum.to_be_bytes());
     });
 }
