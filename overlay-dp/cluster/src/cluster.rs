@@ -318,6 +318,12 @@ impl Cluster {
         self.node.book(|book| book.own.groups(vni).collect())
     }
 
+    /// The networks of which it has told that groups have members.
+    pub fn networks_with_groups(&self) -> Vec<Vni> {
+        self.node
+            .book(|book| book.own.networks_with_groups().collect())
+    }
+
     /// What the other hosts have told of their groups in a network of [`Cluster::set_interest`].
     pub fn groups(&self, vni: Vni) -> Vec<(HostId, BTreeSet<Group>)> {
         self.node.book(|book| book.groups(vni))

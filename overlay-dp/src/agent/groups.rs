@@ -26,7 +26,7 @@ impl Agent {
         let me = self.cluster.me().id;
         let held = self.cluster.facts(|facts| facts.networks_of(me));
         let mut groups: BTreeMap<Vni, BTreeSet<Group>> = BTreeMap::new();
-        for vni in held {
+        for vni in held.into_iter().chain(self.cluster.networks_with_groups()) {
             groups.insert(vni, BTreeSet::new());
         }
         for member in members {

@@ -143,8 +143,8 @@ mod tests {
         };
         // In one second, and the burst.
         assert_eq!(FloodLimit::default(), DEFAULT);
-        assert_eq!(sent(DEFAULT, 64), 5501);
-        assert_eq!(sent(DEFAULT, 12_500), 1101);
+        assert_eq!(sent(DEFAULT, 64), 5500);
+        assert_eq!(sent(DEFAULT, 12_500), 1100);
         let unlimited = FloodLimit {
             frames: 0,
             bytes: 0,

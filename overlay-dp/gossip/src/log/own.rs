@@ -158,6 +158,13 @@ impl OwnLogs {
         groups.flat_map(|groups| groups.iter().copied())
     }
 
+    /// The networks in which groups were said to have members.
+    pub fn networks_with_groups(&self) -> impl Iterator<Item = Vni> {
+        let some = |log: &OwnLog| log.groups.as_ref().is_some_and(|g| !g.is_empty());
+        let logs = self.logs.iter().filter(move |(_, log)| some(log));
+        logs.map(|(vni, _)| *vni)
+    }
+
     /// All that outlived a restart is published again. False when it was settled already.
     pub fn settle(&mut self) -> bool {
         if self.settled {
