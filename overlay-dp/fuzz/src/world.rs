@@ -204,7 +204,8 @@ pub fn memberships(src: u8) -> Vec<Vec<u8>> {
     let (from, group4, all4) = (mac(src), [239, 1, 2, 3], [0x01, 0, 0x5e, 1, 2, 3]);
     let group6: Ip16 = [0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3];
     let sum = |bytes: &[u8]| -> u32 {
-        let word = |word: &[u8]| u32::from(word[0]) << 8 | u32::from(word.get(1).map_or(0, |b| *b));
+        let word =
+            |word: &[u8]| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0));
         bytes.chunks(2).map(word).sum()
     };
     let igmp = |message: &[u8]| {

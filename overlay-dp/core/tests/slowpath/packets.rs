@@ -249,7 +249,7 @@ pub fn igmp(src: u8, dst: [u8; 4], message: &[u8]) -> Vec<u8> {
     let mut message = message.to_vec();
     let sum = etherparse::checksum::u32_16bit_word::add_slice(0, &message);
     let sum = etherparse::checksum::u32_16bit_word::ones_complement(sum);
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message[2..4].copy_from_slice(&sum.to_ne_bytes());
     let to = (src, group_mac(dst.into()), dst);
     ip4(to, IpNumber::IGMP, &message, |header| {
         header.time_to_live = 1;
@@ -264,7 +264,7 @@ pub fn mld(src: u8, from: [u8; 16], dst: [u8; 16], message: &[u8]) -> Vec<u8> {
     let sum = etherparse::checksum::u32_16bit_word::add_slice(0, &pseudo);
     let sum = etherparse::checksum::u32_16bit_word::add_slice(sum, &message);
     let sum = etherparse::checksum::u32_16bit_word::ones_complement(sum);
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message[2..4].copy_from_slice(&sum.to_ne_bytes());
     let payload = [&[58, 0, 5, 2, 0, 0, 1, 0][..], &message].concat();
     let mut frame = ip6((from, group_mac(dst.into()), dst), 1, 0, &payload);
     frame[6..12].copy_from_slice(&mac(src));
