@@ -21,7 +21,7 @@ use overlay_common::layout::{Config, FdbEntry, FdbKey, names};
 use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::wire::{ETH_P_IP, map_v4};
-use overlay_core::slowpath::{Asker, Output, SlowPath};
+use overlay_core::slowpath::{Asker, FloodLimit, Output, SlowPath};
 use overlay_core::tables::{MapUpdate, Tables};
 use support::*;
 
@@ -164,7 +164,10 @@ fn slow_path(criterion: &mut Criterion) -> Result<()> {
     let tables: Tables = tables;
     let remote = endpoint_ip(0);
     let full = MTU as usize + 14;
-    let mut slow = SlowPath::new();
+    let mut slow = SlowPath::new(FloodLimit {
+        frames: 0,
+        bytes: 0,
+    });
     let mut now = Duration::ZERO;
     let mut group = criterion.benchmark_group("slow-path");
     // Frames out, map entries out.

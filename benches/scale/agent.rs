@@ -99,6 +99,7 @@ impl Bench {
             vni: None,
             internal: false,
             encrypted: false,
+            multicast: None,
         };
         self.timed(Method::POST, "/v1/networks", Some(&body))
     }

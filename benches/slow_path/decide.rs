@@ -10,7 +10,7 @@ use overlay_common::counters::DropReason;
 use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::wire::ETH_P_IP;
-use overlay_core::slowpath::{Asker, Output, SlowPath};
+use overlay_core::slowpath::{Asker, FloodLimit, Output, SlowPath};
 use overlay_core::tables::{MapUpdate, Tables};
 
 use crate::support::*;
@@ -100,7 +100,10 @@ pub fn all(criterion: &mut Criterion) -> Result<()> {
         },
     ];
     for case in cases {
-        let mut slow = SlowPath::new();
+        let mut slow = SlowPath::new(FloodLimit {
+            frames: 0,
+            bytes: 0,
+        });
         let mut room = Room {
             frame: Box::new([0; 4096]),
             frames: 0,

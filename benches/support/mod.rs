@@ -20,7 +20,7 @@ use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilde
 use overlay_common::layout::Config;
 use overlay_common::outer::OuterV4;
 use overlay_common::wire::{Mac, map_v4};
-use overlay_core::model::{Endpoint, MacAddr, Network, Vni};
+use overlay_core::model::{Endpoint, MacAddr, Multicast, Network, Vni};
 use overlay_core::tables::{Local, MapUpdate, NextHop, Tables};
 use overlay_dp::bpf::Bpf;
 
@@ -128,6 +128,7 @@ pub fn tables(remote: u32) -> Result<Tables> {
         ipv6: None,
         internal: false,
         encrypted: false,
+        multicast: Some(Multicast::Flood),
     });
     for vtep in REMOTE_VTEPS {
         tables.vtep_add(vtep.into())?;

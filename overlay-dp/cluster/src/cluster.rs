@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use overlay_core::facts::{Facts, NetworkSpec, Range, Refusal, Reply, ServiceSpec, Version, Want};
 use overlay_core::model::{Endpoint, Host, HostId, MacAddr, Network, Service, Vni};
+use overlay_core::multicast::Group;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -176,6 +177,7 @@ impl Cluster {
                     };
                     wanted.subnets.iter().all(has)
                         && wanted.vni.is_none_or(|vni| network.vni == vni)
+                        && wanted.multicast == network.multicast
                 };
                 let exists = Error::Refused(Refusal::NetworkExists(wanted.name.clone()));
                 found.filter(fits).ok_or(exists)
@@ -314,6 +316,28 @@ impl Cluster {
     /// Tells all hosts that an endpoint of this one is gone.
     pub fn withdraw(&self, vni: Vni, name: &str) {
         self.node.publish(|book| book.own.withdraw(vni, name));
+    }
+
+    /// Tells all hosts which multicast groups have members among this host's endpoints of a network.
+    /// Until it is said for the first time, what was said before a restart counts.
+    pub fn set_groups(&self, vni: Vni, groups: &BTreeSet<Group>) {
+        self.node.publish(|book| book.own.set_groups(vni, groups));
+    }
+
+    /// What [`Cluster::set_groups`] has told last.
+    pub fn own_groups(&self, vni: Vni) -> BTreeSet<Group> {
+        self.node.book(|book| book.own.groups(vni).collect())
+    }
+
+    /// The networks of which it has told that groups have members.
+    pub fn networks_with_groups(&self) -> Vec<Vni> {
+        self.node
+            .book(|book| book.own.networks_with_groups().collect())
+    }
+
+    /// What the other hosts have told of their groups in a network of [`Cluster::set_interest`].
+    pub fn groups(&self, vni: Vni) -> Vec<(HostId, BTreeSet<Group>)> {
+        self.node.book(|book| book.groups(vni))
     }
 
     /// Says that after a restart all endpoints are published again: what this host had before and

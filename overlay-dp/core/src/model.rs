@@ -217,6 +217,33 @@ pub struct Network {
     pub internal: bool,
     /// Between hosts its frames are encrypted.
     pub encrypted: bool,
+    /// What becomes of broadcast and multicast, if somebody chose it: see
+    /// [`Network::multicast_mode`].
+    pub multicast: Option<Multicast>,
+}
+
+/// What becomes of the broadcast and multicast of a network. ARP and neighbour discovery always work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Multicast {
+    /// Multicast goes to the members of its group, by IGMP and MLD snooping (RFC 4541); broadcast
+    /// and what has no members to know goes to all.
+    Snoop,
+    /// All of it goes to all.
+    Flood,
+    /// None of it goes anywhere.
+    Off,
+}
+
+impl Multicast {
+    /// As people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Multicast::Snoop => "snoop",
+            Multicast::Flood => "flood",
+            Multicast::Off => "off",
+        }
+    }
 }
 
 /// A range of addresses and the gateway in it.
@@ -271,6 +298,21 @@ impl Network {
     pub fn subnet_of(&self, ip: IpAddr) -> Option<Subnet> {
         self.subnets()
             .find(|family| family.gateway.is_ipv4() == ip.is_ipv4())
+    }
+
+    /// A network that can have more endpoints than this carries no broadcast and multicast unless
+    /// somebody says so: each of them could cost all the others.
+    pub const MULTICAST_ENDPOINTS: u64 = 4096;
+
+    /// What becomes of its broadcast and multicast: what was chosen, else by how many endpoints it
+    /// can have.
+    pub fn multicast_mode(&self) -> Multicast {
+        self.multicast.unwrap_or_else(|| {
+            match self.usable().count() <= Network::MULTICAST_ENDPOINTS {
+                true => Multicast::Snoop,
+                false => Multicast::Off,
+            }
+        })
     }
 
     /// The addresses that every agent answers for.

@@ -35,6 +35,7 @@ fn network(number: u32, name: &str, subnet: &str) -> Network {
         ipv6: None,
         internal: false,
         encrypted: false,
+        multicast: None,
     }
 }
 

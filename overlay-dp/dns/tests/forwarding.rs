@@ -24,6 +24,7 @@ fn question(kind: RecordType) -> Question {
         ipv6: None,
         internal: false,
         encrypted: false,
+        multicast: None,
     });
     let mut message = Message::new(7, MessageType::Query, OpCode::Query);
     let name: Name = "example.com.".parse().unwrap();

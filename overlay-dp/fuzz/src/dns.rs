@@ -19,6 +19,7 @@ fn names() -> Names {
         ipv6: None,
         internal: false,
         encrypted: false,
+        multicast: None,
     });
     for last in 2..200 {
         names.endpoint_up(

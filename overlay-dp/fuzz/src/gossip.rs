@@ -152,6 +152,9 @@ pub fn stream_seeds() -> Vec<Vec<u8>> {
             unready: false,
         });
     }
+    let group = |last| overlay_core::multicast::Group::new([239, 1, 1, last].into());
+    let groups = (0..9).filter_map(group).collect();
+    its.own.set_groups(network.vni, &groups);
     let (mut follower, mut leader) = (Follower::new(PEER), Leader::new(ME));
     let mut to_follower = Vec::new();
     let mut to_leader = Vec::new();

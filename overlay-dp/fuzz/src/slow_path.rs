@@ -7,10 +7,10 @@ use overlay_common::counters::DropReason;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::wire::ETH_LEN;
 use overlay_core::model::{Endpoint, MacAddr, Network, Subnet, Vni};
-use overlay_core::slowpath::{Asker, Output, SlowPath};
+use overlay_core::slowpath::{Asker, FloodLimit, LEARNING, Output, SlowPath};
 use overlay_core::tables::{Local, MapUpdate, NextHop, Tables};
 
-use crate::world::{A, B, R, VTEP, VTEP_R, inner, ip4, ip6, mac, vxlan};
+use crate::world::{A, B, R, VTEP, VTEP_R, inner, ip4, ip6, mac, memberships, vxlan};
 
 /// What comes out must be a whole frame for the punt link.
 struct Check<'t>(&'t Tables);
@@ -62,6 +62,7 @@ fn build() -> Result<Tables, overlay_core::tables::Error> {
         }),
         internal: false,
         encrypted: false,
+        multicast: None,
     });
     let vtep = Ipv4Addr::from(VTEP_R).into();
     tables.vtep_add(vtep)?;
@@ -94,14 +95,25 @@ pub fn run(input: &[u8]) {
         static TABLES: Tables = build().expect("tables of which nothing contradicts another");
     }
     TABLES.with(|tables| {
-        let mut slow = SlowPath::new();
-        let mut now = Duration::from_secs(1);
+        let mut slow = SlowPath::new(FloodLimit::default());
+        let mut now = LEARNING;
+        slow.tick(tables, now, &mut Check(tables));
         slow.handle(tables, input, now, &mut Check(tables));
         // Again, as the second of a burst, and when its time is over.
         slow.handle(tables, input, now, &mut Check(tables));
+        slow.tick(tables, now, &mut Check(tables));
         now += Duration::from_secs(2);
         slow.look_again(tables, now, &mut Check(tables));
         assert!(!slow.is_waiting(), "a frame waits for ever");
+        // Who has joined groups with it is asked, and forgotten.
+        assert!(
+            slow.members()
+                .iter()
+                .all(|member| member.ifindex == 1 || member.ifindex == 7)
+        );
+        now += Duration::from_secs(300);
+        slow.tick(tables, now, &mut Check(tables));
+        assert!(slow.members().is_empty(), "a member for ever");
     });
 }
 
@@ -129,6 +141,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
                 &vxlan(VTEP_R, VTEP, 1, &frame, false),
             );
         }
+    }
+    for frame in memberships(A) {
+        let frame = vxlan(VTEP, VTEP, 0, &frame, false);
+        add(Kind::FromPort, Reason::Flood, &frame);
+    }
+    for frame in memberships(R) {
+        let frame = vxlan(VTEP_R, VTEP, 1, &frame, false);
+        add(Kind::FromUplink, Reason::Flood, &frame);
     }
     seeds
 }

@@ -198,6 +198,56 @@ pub fn inner(src: u8, dst: u8) -> Vec<Vec<u8>> {
     ]
 }
 
+/// What an endpoint may say of its multicast groups, and say to one.
+pub fn memberships(src: u8) -> Vec<Vec<u8>> {
+    use overlay_common::checksum::fold;
+    let (from, group4, all4) = (mac(src), [239, 1, 2, 3], [0x01, 0, 0x5e, 1, 2, 3]);
+    let group6: Ip16 = [0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3];
+    let sum = |bytes: &[u8]| -> u32 {
+        let word =
+            |word: &[u8]| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0));
+        bytes.chunks(2).map(word).sum()
+    };
+    let igmp = |message: &[u8]| {
+        let mut message = message.to_vec();
+        let sum = !fold(sum(&message));
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        ethernet(all4, from, 0x0800, &ipv4(ip4(src), group4, 2, &message))
+    };
+    let mld = |message: &[u8]| {
+        let mut message = message.to_vec();
+        let ends = sum(&ip6(src)) + sum(&group6) + message.len() as u32 + 58;
+        let sum = !fold(u32::from(fold(sum(&message))) + u32::from(fold(ends)));
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let alert = [58, 0, 5, 2, 0, 0, 1, 0];
+        let packet = ipv6(ip6(src), group6, 0, &[&alert[..], &message].concat());
+        ethernet([0x33, 0x33, 0, 1, 0, 3], from, 0x86dd, &packet)
+    };
+    let four = |head: [u8; 4], rest: &[u8]| [&head[..], &group4, rest].concat();
+    let six = |head: [u8; 8], rest: &[u8]| [&head[..], &group6, rest].concat();
+    let join4 = [&[0x22, 0, 0, 0, 0, 0, 0, 2, 4, 0, 0, 0][..], &group4].concat();
+    let report4 = [&join4[..], &[3, 1, 0, 1], &group4, &[1; 8]].concat();
+    let report6 = [
+        &[143, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 1][..],
+        &group6,
+        &[1; 16],
+    ]
+    .concat();
+    let to_all = ipv4(ip4(src), group4, 17, &udp(1, 2, b"to all of them"));
+    vec![
+        igmp(&four([0x11, 100, 0, 0], &[2, 125, 0, 0])),
+        igmp(&four([0x12, 0, 0, 0], &[])),
+        igmp(&four([0x16, 0, 0, 0], &[])),
+        igmp(&four([0x17, 0, 0, 0], &[])),
+        igmp(&report4),
+        mld(&six([130, 0, 0, 0, 0, 9, 0, 0], &[2, 125, 0, 0])),
+        mld(&six([131, 0, 0, 0, 0, 0, 0, 0], &[])),
+        mld(&six([132, 0, 0, 0, 0, 0, 0, 0], &[])),
+        mld(&report6),
+        ethernet(all4, from, 0x0800, &to_all),
+    ]
+}
+
 /// A frame in a tunnel from the VTEP `src` to `dst`.
 pub fn vxlan(src: [u8; 4], dst: [u8; 4], tos: u8, inner: &[u8], v6: bool) -> Vec<u8> {
     let [_, a, b, c] = VNI.to_be_bytes();

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use overlay_core::facts::Facts;
 use overlay_core::model::{Endpoint, Host, HostId, Vni};
+use overlay_core::multicast::Group;
 
 use crate::Event;
 use crate::log::{Account, Diff, Gap, OwnLogs, PeerLog};
@@ -49,6 +50,8 @@ pub struct Book {
     looked: BTreeMap<Vni, usize>,
     expelled: bool,
     facts_refused: u64,
+    /// Of whom the agent was told that they have members of groups.
+    with_groups: BTreeSet<(HostId, Vni)>,
     events: VecDeque<Event>,
 }
 
@@ -72,6 +75,7 @@ impl Book {
             looked: BTreeMap::new(),
             expelled: false,
             facts_refused: 0,
+            with_groups: BTreeSet::new(),
             events: VecDeque::new(),
         };
         book.replace_facts(facts, now);
@@ -132,6 +136,15 @@ impl Book {
         own.chain(others).collect()
     }
 
+    /// Which multicast groups have members on which other hosts, in a network that this host is
+    /// interested in.
+    pub fn groups(&self, vni: Vni) -> Vec<(HostId, BTreeSet<Group>)> {
+        let logs = self.peers.iter();
+        let logs = logs.filter_map(|(id, peer)| Some((*id, peer.logs.get(&vni)?.groups())));
+        let some = logs.filter(|(_, groups)| !groups.is_empty());
+        some.map(|(id, groups)| (id, groups.clone())).collect()
+    }
+
     /// The host that has the endpoint of this name in a network of interest, without a look at all
     /// the others.
     pub fn whose_name(&self, vni: Vni, name: &str) -> Option<HostId> {
@@ -167,11 +180,13 @@ impl Book {
                 host,
                 endpoint,
             });
+            self.tell_all_groups(*vni, |_| BTreeSet::new());
             self.drop_unwanted(*vni);
         }
         for vni in self.attached.clone().difference(&before) {
             self.add_logs(*vni);
             self.tell_all(*vni, |host, endpoint| Event::EndpointUp { host, endpoint });
+            self.tell_all_groups(*vni, BTreeSet::clone);
         }
     }
 
@@ -308,14 +323,15 @@ impl Book {
         vni: Vni,
         at: Position,
         settled: bool,
-        endpoints: Vec<Arc<Endpoint>>,
+        (endpoints, groups): (Vec<Arc<Endpoint>>, Option<Arc<[Group]>>),
     ) {
         let facts = self.facts.clone();
         if let Some(peer) = self.peers.get_mut(&host)
             && let Some(log) = peer.logs.get_mut(&vni)
         {
             let allowed = |endpoint: &Endpoint| facts.check(host, endpoint).is_ok();
-            let diffs = log.snapshot(at, settled, endpoints, &mut peer.account, allowed);
+            let records = (endpoints, groups);
+            let diffs = log.snapshot(at, settled, records, &mut peer.account, allowed);
             self.tell(host, vni, diffs);
         }
     }
@@ -331,6 +347,41 @@ impl Book {
             let up = new.map(copy);
             let up = up.map(|endpoint| Event::EndpointUp { host, endpoint });
             self.events.extend(down.into_iter().chain(up));
+        }
+        let log = (self.peers.get_mut(&host)).and_then(|peer| peer.logs.get_mut(&vni));
+        let groups = match log {
+            Some(log) => log.take_news_of_groups().cloned(),
+            // It is followed there no more.
+            None => Some(BTreeSet::new()),
+        };
+        if let Some(groups) = groups {
+            self.tell_groups(host, vni, groups);
+        }
+    }
+
+    fn tell_groups(&mut self, host: HostId, vni: Vni, groups: BTreeSet<Group>) {
+        let news = match groups.is_empty() {
+            true => self.with_groups.remove(&(host, vni)),
+            false => {
+                self.with_groups.insert((host, vni));
+                true
+            }
+        };
+        if news {
+            self.events.push_back(Event::Groups { host, vni, groups });
+        }
+    }
+
+    fn tell_all_groups(&mut self, vni: Vni, groups: impl Fn(&BTreeSet<Group>) -> BTreeSet<Group>) {
+        let mut all = Vec::new();
+        for (id, peer) in &mut self.peers {
+            if let Some(log) = peer.logs.get_mut(&vni) {
+                let _ = log.take_news_of_groups();
+                all.push((*id, groups(log.groups())));
+            }
+        }
+        for (id, groups) in all {
+            self.tell_groups(id, vni, groups);
         }
     }
 

@@ -6,7 +6,10 @@
 //! with a thousand hosts.
 #![forbid(unsafe_code)]
 
-use overlay_core::model::{Endpoint, Host, HostId, Network};
+use std::collections::BTreeSet;
+
+use overlay_core::model::{Endpoint, Host, HostId, Network, Vni};
+use overlay_core::multicast::Group;
 
 mod book;
 mod log;
@@ -52,6 +55,15 @@ pub enum Event {
         host: HostId,
         /// The endpoint.
         endpoint: Endpoint,
+    },
+    /// Another host has members of other multicast groups than before.
+    Groups {
+        /// Whose members.
+        host: HostId,
+        /// In this network.
+        vni: Vni,
+        /// All groups that have some there.
+        groups: BTreeSet<Group>,
     },
     /// The facts are others now: what this host holds and what others want may be, too.
     FactsChanged,

@@ -4,7 +4,8 @@
 //! A log is known by its [`Position`]. What is newer comes as changes, or as a snapshot when too
 //! much happened in between; a snapshot replaces what was known, and only real differences come
 //! out. After a restart the owner's logs begin empty: what it held before stays with the others
-//! until the owner publishes it again or says that it has settled.
+//! until the owner publishes it again or says that it has settled. The multicast groups that have
+//! members there are one record beside the endpoints, told as a whole.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -45,6 +46,11 @@ pub(crate) fn cost(endpoint: &Endpoint) -> usize {
     let names = endpoint.aliases.iter().chain(&endpoint.service);
     let names = names.map(|name| name.len() + 32);
     128 + endpoint.name.len() + endpoint.ips.len() * 18 + names.sum::<usize>()
+}
+
+/// The same of groups.
+pub(crate) fn cost_of_groups(groups: usize) -> usize {
+    groups * 32
 }
 
 /// An endpoint where its name is the key.

@@ -126,7 +126,7 @@ impl World {
 
     pub fn snapshot(&mut self, host: HostId, vni: Vni, at: Position, endpoints: &[&Endpoint]) {
         let endpoints = endpoints.iter().map(|e| Arc::new((*e).clone())).collect();
-        self.book.snapshot(host, vni, at, true, endpoints);
+        self.book.snapshot(host, vni, at, true, (endpoints, None));
     }
 
     pub fn events(&mut self) -> Vec<Event> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use overlay_core::facts::Version;
 use overlay_core::model::{Endpoint, Vni};
+use overlay_core::multicast::Group;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,8 @@ pub enum Change {
     Down(String),
     /// All endpoints that outlived a restart are published again; the others are gone.
     Settled,
+    /// These multicast groups have members, and no others.
+    Groups(Arc<[Group]>),
 }
 
 /// What the follower of a stream says.
@@ -61,6 +64,9 @@ pub(crate) enum Tell {
         first: bool,
         settled: bool,
         endpoints: Vec<Arc<Endpoint>>,
+        /// In the first part. `None` when it has not said yet since it started: what it said before
+        /// still counts.
+        groups: Option<Arc<[Group]>>,
         last: bool,
     },
     /// Changes `first`, `first` + 1 … of an incarnation.

@@ -146,7 +146,7 @@ pub async fn prepare(
     };
     let tables = Arc::new(RwLock::new(Tables::new(local)?));
     let desk = Arc::new(Desk::new()?);
-    let slow = SlowThread::start(xsk, Arc::clone(&tables), Arc::clone(&desk))?;
+    let slow = SlowThread::start(xsk, Arc::clone(&tables), Arc::clone(&desk), options.flood)?;
     let config = Config {
         punt_ifindex: punt.near_ifindex,
         crypt_ifindex: crypt.near_ifindex,

@@ -69,6 +69,11 @@ impl Agent {
                     self.endpoint_up(vtep, &endpoint);
                 }
             }
+            Event::Groups { host, vni, groups } => {
+                if let Some(vtep) = self.vtep_of(host) {
+                    self.tables.write().groups_set(vtep, vni, &groups);
+                }
+            }
             Event::EndpointDown { host, endpoint } => {
                 self.names
                     .change(|names| names.endpoint_down(host, &endpoint));
@@ -87,6 +92,12 @@ impl Agent {
                     self.names
                         .change(|names| names.endpoint_up(owner, &endpoint));
                     self.endpoint_up(host.vtep, &endpoint);
+                }
+            }
+            for (owner, groups) in self.cluster.groups(network.vni) {
+                if owner == host.id {
+                    let mut tables = self.tables.write();
+                    tables.groups_set(host.vtep, network.vni, &groups);
                 }
             }
         }

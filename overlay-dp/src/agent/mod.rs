@@ -16,6 +16,7 @@ mod docker;
 mod events;
 mod firewall;
 pub(crate) mod fuzzing;
+mod groups;
 mod judge;
 mod keys;
 mod leave;
@@ -59,6 +60,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use crate::api::attachments::AttachmentRef;
+use crate::api::mdb::MdbRow;
 use crate::api::{Attachment, Detached, FdbRow, Netns, Publish, Status, VtepInfo};
 use crate::bpf::{Bpf, Hook};
 use crate::docker::Docker;
@@ -135,6 +137,8 @@ pub enum Request {
     AttachmentCheck(AttachmentRef, Reply<(Vec<Port>, Vec<String>)>),
     /// The forwarding table.
     Fdb(Reply<Vec<FdbRow>>),
+    /// Which groups have members.
+    Mdb(Reply<Vec<MdbRow>>),
     /// Add a static entry.
     StaticAdd(StaticEntry, Reply<FdbRow>),
     /// Remove a static entry.
@@ -247,6 +251,7 @@ pub async fn run(options: Options) -> Result<()> {
                 None => agent.fatal = Some("the kernel's news have ended".to_owned()),
             },
             () = agent.slow.wait_for_updates() => agent.take_updates(),
+            () = agent.slow.wait_for_members() => agent.tell_groups(),
             () = agent.next_hops.wait() => agent.on_changes().await,
             () = agent.prober.wait_for_news() => agent.on_probes().await,
             _ = tick.tick() => agent.on_tick().await,
@@ -490,6 +495,7 @@ impl Agent {
                 drop(reply.send(done));
             }
             Request::Fdb(reply) => drop(reply.send(Ok(self.fdb()))),
+            Request::Mdb(reply) => drop(reply.send(Ok(self.mdb()))),
             Request::StaticAdd(entry, reply) => {
                 let done = self.static_add(entry).await;
                 self.flush();

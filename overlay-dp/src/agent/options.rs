@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use overlay_core::slowpath::FloodLimit;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::Instance;
@@ -54,6 +55,8 @@ pub struct Options {
     pub data_port: u16,
     /// UDP port of ESP.
     pub esp_port: u16,
+    /// How much broadcast and multicast each container may send.
+    pub flood: FloodLimit,
     /// How long a key of encrypted networks is used.
     pub key_lifetime: Duration,
     /// UDP port for joining.

@@ -3,7 +3,8 @@
 //! It reads the tables and never writes them. What it finds missing in the BPF maps it asks the
 //! agent to write, through a bounded queue: an update that does not fit is asked for again by
 //! the next frame that misses. What containers ask about names it leaves at the [`Desk`], and it
-//! sends the answers that it finds there.
+//! sends the answers that it finds there. Which ports have joined which multicast groups it shows
+//! to the agent, which tells the other hosts.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,10 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use crossbeam::queue::ArrayQueue;
 use overlay_common::counters::DropReason;
-use overlay_core::slowpath::{Asker, Output, SlowPath};
+use overlay_core::slowpath::{Asker, FloodLimit, LEARNING, Member, Output, SlowPath};
 use overlay_core::tables::{MapUpdate, Tables};
 use overlay_xsk::{Tx, Xsk};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
@@ -30,10 +31,8 @@ use super::desk::{Desk, count};
 const BATCH: usize = 64;
 /// How often frames that wait for news are looked at, when there are none.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
-const LOOK_AGAIN: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: LOOK_AGAIN_AFTER.as_nanos() as i64,
-};
+/// Members are shown at most so often: each time the other hosts are told.
+const SHOW_AFTER: Duration = Duration::from_millis(200);
 /// Map updates that wait for the agent.
 const UPDATES: usize = 4096;
 
@@ -43,6 +42,9 @@ struct Shared {
     updates: ArrayQueue<(u64, MapUpdate)>,
     notify: Notify,
     desk: Arc<Desk>,
+    /// The members of groups, as they were shown last; none until they are known.
+    members: Mutex<Option<Arc<[Member]>>>,
+    members_shown: Notify,
     /// Only the thread writes them.
     drops: [AtomicU64; DropReason::COUNT],
     stop: AtomicBool,
@@ -61,13 +63,20 @@ impl SlowThread {
     ///
     /// # Errors
     /// When the kernel gives no thread or descriptor.
-    pub fn start(xsk: Xsk, tables: Arc<RwLock<Tables>>, desk: Arc<Desk>) -> Result<SlowThread> {
+    pub fn start(
+        xsk: Xsk,
+        tables: Arc<RwLock<Tables>>,
+        desk: Arc<Desk>,
+        flood: FloodLimit,
+    ) -> Result<SlowThread> {
         let epoll = epoll(&xsk, &desk)?;
         let socket = xsk.as_fd().try_clone_to_owned()?;
         let shared = Arc::new(Shared {
             updates: ArrayQueue::new(UPDATES),
             notify: Notify::new(),
             desk,
+            members: Mutex::default(),
+            members_shown: Notify::new(),
             drops: std::array::from_fn(|_| AtomicU64::new(0)),
             stop: AtomicBool::new(false),
         });
@@ -78,9 +87,10 @@ impl SlowThread {
                 epoll,
                 tables: &tables,
                 shared: &its,
-                slow: SlowPath::new(),
+                slow: SlowPath::new(flood),
                 begin: Instant::now(),
                 looked: (0, Duration::ZERO),
+                shown: (None, Duration::ZERO),
             }
             .run();
         };
@@ -115,6 +125,16 @@ impl SlowThread {
         self.shared.updates.pop()
     }
 
+    /// Returns when members of groups are others.
+    pub async fn wait_for_members(&self) {
+        self.shared.members_shown.notified().await;
+    }
+
+    /// Which ports have joined which groups; none while that is being found out.
+    pub fn members(&self) -> Option<Arc<[Member]>> {
+        self.shared.members.lock().clone()
+    }
+
     /// How many frames the slow path dropped for this reason.
     pub fn drops(&self, reason: DropReason) -> u64 {
         self.shared.drops[reason as usize].load(Ordering::Relaxed)
@@ -143,6 +163,8 @@ struct Worker<'a> {
     begin: Instant,
     /// The version of the tables, and the time, at the last look at the frames that wait.
     looked: (u64, Duration),
+    /// The revision of the members that were shown last, and when that was.
+    shown: (Option<u64>, Duration),
 }
 
 impl Worker<'_> {
@@ -157,11 +179,41 @@ impl Worker<'_> {
             if !self.xsk.rx().is_empty() {
                 continue;
             }
-            let again = self.slow.is_waiting() || unsent > 0;
-            if let Err(error) = wait(&self.epoll, again.then_some(&LOOK_AGAIN)) {
+            if let Err(error) = wait(&self.epoll, self.pause(unsent > 0).as_ref()) {
                 tracing::error!(%error, "the slow path can't wait for frames and ends");
                 return;
             }
+        }
+    }
+
+    /// How long it may sleep when nothing comes.
+    fn pause(&self, unsent: bool) -> Option<Timespec> {
+        let now = self.begin.elapsed();
+        let again = (self.slow.is_waiting() || unsent).then_some(LOOK_AGAIN_AFTER);
+        let due = self.slow.due().map(|due| due.saturating_sub(now));
+        let show = self.to_show().map(|due| due.saturating_sub(now));
+        let pause = [again, due, show].into_iter().flatten().min()?;
+        Some(Timespec {
+            tv_sec: i64::try_from(pause.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: pause.subsec_nanos().into(),
+        })
+    }
+
+    /// When members are to be shown, if they are others than those that were.
+    fn to_show(&self) -> Option<Duration> {
+        let (revision, at) = self.shown;
+        match revision {
+            None => Some(LEARNING),
+            Some(shown) if shown != self.slow.members_revision() => Some(at + SHOW_AFTER),
+            Some(_) => None,
+        }
+    }
+
+    fn show_members(&mut self, now: Duration) {
+        if self.to_show().is_some_and(|due| due <= now) {
+            *self.shared.members.lock() = Some(self.slow.members().into());
+            self.shown = (Some(self.slow.members_revision()), now);
+            self.shared.members_shown.notify_one();
         }
     }
 
@@ -189,7 +241,12 @@ impl Worker<'_> {
             rx.receive(BATCH, |frame| {
                 self.slow.handle(&tables, frame, now, &mut output);
             });
+            if self.slow.is_due(&tables, now) {
+                self.slow.tick(&tables, now, &mut output);
+            }
         }
+        self.show_members(now);
+        let (_, tx) = self.xsk.split();
         tx.flush().unwrap_or_else(|error| {
             tracing::warn!(%error, "the slow path can't send");
             0

@@ -82,6 +82,7 @@ impl Agent {
         self.look_at_facts(&mut report);
         self.look_at_gossip(&mut report);
         self.look_at_tables(&mut report);
+        self.look_at_groups(&mut report);
         self.look_at_vips(&mut report);
         self.look_at_maps(&mut report)?;
         self.look_at_kernel(&mut report).await?;
@@ -229,6 +230,13 @@ impl Agent {
     fn look_at_vips(&self, report: &mut Report) {
         for service in self.wrong_vips() {
             report.add("tables", service, "its VIP is not as it was agreed");
+        }
+    }
+
+    /// Members of multicast groups: as they are here, as they were told, and in the tables.
+    fn look_at_groups(&self, report: &mut Report) {
+        for (vni, problem) in self.group_problems() {
+            report.add("gossip", self.network_name(vni), problem);
         }
     }
 

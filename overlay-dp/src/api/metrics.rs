@@ -14,6 +14,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use super::mdb::MdbRow;
 use super::overview::{self, PortTraffic};
 use super::server::{Ctx, Failure};
 use super::{NetworkInfo, Status, VtepInfo, admin};
@@ -31,6 +32,7 @@ pub(super) struct Sources {
     pub cluster: admin::ClusterInfo,
     pub hosts: Vec<admin::HostInfo>,
     pub networks: Vec<NetworkInfo>,
+    pub groups: Vec<MdbRow>,
     pub refused: overlay_cluster::Counters,
     /// When this host's certificate ends, in seconds since 1970.
     pub certificate_end: Option<u64>,
@@ -63,6 +65,7 @@ async fn sources(ctx: &Ctx) -> Result<Sources> {
             .into_iter()
             .map(|network| ctx.network_info(network))
             .collect(),
+        groups: ctx.ask(Request::Mdb).await?,
         refused: ctx.cluster.counters(),
         certificate_end: ctx.cluster.certificate_end(ctx.cluster.me().id),
     })

@@ -17,13 +17,14 @@
 //! | `POST /v1/detach` | [`Detach`] | [`Detached`] |
 //! | `GET /v1/metrics` | | OpenMetrics text |
 //!
-//! The rest is in [`admin`], [`attachments`], [`overview`], [`services`] and [`trace`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
+//! The rest is in [`admin`], [`attachments`], [`mdb`], [`overview`], [`services`] and [`trace`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
 
 pub mod admin;
 pub mod attachments;
 pub mod client;
 pub mod docker;
 pub mod keys;
+pub mod mdb;
 mod metrics;
 mod names;
 pub mod overview;
@@ -40,7 +41,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use overlay_core::model::{HostId, MacAddr, Subnet, Vni};
+use overlay_core::model::{HostId, MacAddr, Multicast, Subnet, Vni};
 use serde::{Deserialize, Serialize};
 
 pub use attachments::{Attachment, AttachmentRef};
@@ -75,6 +76,10 @@ pub struct NetworkInfo {
     /// Between hosts its frames are encrypted.
     #[serde(default)]
     pub encrypted: bool,
+    /// What becomes of its broadcast and multicast.
+    pub multicast: Multicast,
+    /// Whether nobody chose that: then it is by the network's size.
+    pub multicast_by_size: bool,
     /// Hosts that have addresses of it.
     pub hosts: usize,
     /// Endpoints on all hosts. Where no container is attached to it, only `network inspect` knows:
@@ -118,6 +123,9 @@ pub struct NetworkCreate {
     /// Between hosts its frames are encrypted.
     #[serde(default)]
     pub encrypted: bool,
+    /// What is to become of broadcast and multicast; by the network's size when absent.
+    #[serde(default)]
+    pub multicast: Option<Multicast>,
 }
 
 /// An endpoint.

@@ -98,6 +98,7 @@ pub(crate) async fn start(
         .merge(super::admin::router())
         .merge(super::services::router())
         .merge(super::keys::router())
+        .merge(super::mdb::router())
         .merge(super::attachments::router())
         .merge(super::metrics::router())
         .merge(super::overview::router())
@@ -265,6 +266,8 @@ impl Ctx {
         let attached = endpoints.iter().any(|(host, _)| *host == me);
         NetworkInfo {
             attached,
+            multicast: network.multicast_mode(),
+            multicast_by_size: network.multicast.is_none(),
             hosts: self.cluster.facts(|f| f.participants(network.vni).len()),
             endpoints: attached.then_some(endpoints.len()),
             name: network.name,
@@ -379,6 +382,7 @@ async fn network_create(
         vni: ask.vni,
         internal: ask.internal,
         encrypted: ask.encrypted,
+        multicast: ask.multicast,
     };
     let network = ctx.cluster.network_create(spec, avoid).await?;
     Ok(Json(ctx.network_info(network)))

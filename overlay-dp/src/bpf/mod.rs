@@ -29,7 +29,7 @@ pub use try_out::{Action, Tried};
 
 /// Pins of another layout are another directory: bump it with any change of `layout`. See
 /// [`layouts`] for how an agent goes on from there.
-const LAYOUT_VERSION: &str = "v4";
+const LAYOUT_VERSION: &str = "v5";
 /// How long the kernel is given to have room for a map's element again, and how often.
 const REFILL: Duration = Duration::from_millis(1);
 /// See [`REFILL`].

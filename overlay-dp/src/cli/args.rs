@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use ipnetwork::IpNetwork;
-use overlay_core::model::{MacAddr, Vni};
+use overlay_core::model::{MacAddr, Multicast, Vni};
+use overlay_core::slowpath::FloodLimit;
 
 use super::docker::DockerArgs;
 use super::key::KeyCommand;
+use super::mdb::MdbCommand;
 use super::service::ServiceCommand;
 use crate::agent::{Datapath, OnExit};
 use crate::api::Publish;
@@ -70,6 +72,9 @@ pub enum Command {
     /// The forwarding table: which MAC is behind which VTEP or port
     #[command(subcommand)]
     Fdb(FdbCommand),
+    /// Multicast groups: which of them have members, and where
+    #[command(subcommand)]
+    Mdb(MdbCommand),
     /// The ways to the other hosts
     #[command(subcommand)]
     Vtep(VtepCommand),
@@ -156,6 +161,12 @@ pub struct AttachArgs {
     /// After so long other keys are agreed on for encrypted networks
     #[arg(long, default_value = "12h", value_name = "TIME", value_parser = parse_lifetime)]
     pub key_lifetime: Duration,
+    /// Broadcast and multicast frames that each container may send in a second; 0 for no limit
+    #[arg(long, default_value_t = FloodLimit::default().frames, value_name = "FRAMES")]
+    pub flood_limit: u32,
+    /// The same in bytes
+    #[arg(long, default_value_t = FloodLimit::default().bytes, value_name = "BYTES")]
+    pub flood_limit_bytes: u64,
     /// UDP port for joining and agreed facts
     #[arg(long, default_value_t = 2377, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub control_port: u16,
@@ -215,6 +226,7 @@ pub enum NetworkCommand {
   overlay-dp network create dual --ipv6
   overlay-dp network create backend --internal
   overlay-dp network create secret --encrypted
+  overlay-dp network create big --subnet 10.40.0.0/16 --multicast snoop
   overlay-dp network create six --subnet 2001:db8:1::/64")]
     Create {
         /// Its name
@@ -240,6 +252,11 @@ pub enum NetworkCommand {
         /// Encrypt what its containers on different hosts send each other (ESP, AES-256-GCM)
         #[arg(long)]
         encrypted: bool,
+        /// What becomes of broadcast and multicast: 'snoop' gives multicast to the members of its
+        /// group, 'flood' gives all of it to all, 'off' drops it; ARP and neighbour discovery always work
+        /// [default: snoop, or off when its subnet has room for more than 4096]
+        #[arg(long, value_name = "snoop|flood|off", value_parser = parse_multicast)]
+        multicast: Option<Multicast>,
     },
     /// List networks
     #[command(after_help = "Examples:
@@ -560,6 +577,12 @@ fn parse_lifetime(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn parse_multicast(text: &str) -> Result<Multicast, String> {
+    let all = [Multicast::Snoop, Multicast::Flood, Multicast::Off];
+    let found = all.into_iter().find(|mode| mode.name() == text);
+    found.ok_or_else(|| "say snoop, flood or off".to_owned())
+}
+
 fn parse_vni(text: &str) -> Result<Vni, String> {
     let number: u32 = text.parse().map_err(|_| format!("'{text}' is no number"))?;
     Vni::try_from(number).map_err(|e| e.to_string())
@@ -616,6 +639,7 @@ mod tests {
             "overlay-dp container add --network n --netns c1",
             "overlay-dp container add a --network n --pid 1 --resolv-conf",
             "overlay-dp network create n --vni 0",
+            "overlay-dp network create n --multicast some",
             "overlay-dp attach --iface eth0 --data-port 0",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");

@@ -7,6 +7,7 @@ mod docker;
 mod docs;
 mod each;
 mod key;
+mod mdb;
 mod render;
 mod run;
 mod service;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser as _;
 use hyper::Method;
+use overlay_core::slowpath::FloodLimit;
 use serde::Serialize;
 
 use crate::agent::{self, Options};
@@ -103,6 +105,10 @@ async fn attach(instance: Instance, args: AttachArgs, group: Option<u32>) -> Res
         data_port: args.data_port,
         esp_port: args.esp_port,
         key_lifetime: args.key_lifetime,
+        flood: FloodLimit {
+            frames: args.flood_limit,
+            bytes: args.flood_limit_bytes,
+        },
         control_port: args.control_port,
         gossip_port: args.gossip_port,
         host_name,
@@ -163,6 +169,7 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
         Command::Key(command) => key::key(instance, json, command).await,
         Command::Service(command) => service::service(instance, json, command).await,
         Command::Fdb(command) => fdb(instance, json, command).await,
+        Command::Mdb(command) => mdb::mdb(instance, json, command).await,
     }
 }
 
@@ -196,6 +203,7 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
             vni,
             internal,
             encrypted,
+            multicast,
         } => {
             let request = NetworkCreate {
                 name,
@@ -206,6 +214,7 @@ async fn network(instance: &Instance, json: bool, command: NetworkCommand) -> Re
                 vni,
                 internal,
                 encrypted,
+                multicast,
             };
             let made: NetworkInfo =
                 call(instance, Method::POST, "/v1/networks", Some(&request)).await?;

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use comfy_table::{Table, presets};
 use ipnetwork::IpNetwork;
+use overlay_core::model::{Multicast, Network};
 
 use crate::api::{
     Checksums, ContainerInfo, DataPath, FdbRow, NetworkDetail, NetworkInfo, Status, VtepInfo,
@@ -54,6 +55,7 @@ pub fn networks(networks: &[NetworkInfo]) -> String {
             "ATTACHED",
             "INTERNAL",
             "ENCRYPTED",
+            "MULTICAST",
         ],
         networks.iter().map(|n| {
             [
@@ -66,6 +68,10 @@ pub fn networks(networks: &[NetworkInfo]) -> String {
                 if n.attached { "yes" } else { "no (known)" }.to_owned(),
                 if n.internal { "yes" } else { "no" }.to_owned(),
                 if n.encrypted { "yes" } else { "no" }.to_owned(),
+                match (n.multicast, n.multicast_by_size) {
+                    (Multicast::Off, true) => "off (by size)".to_owned(),
+                    (mode, _) => mode.name().to_owned(),
+                },
             ]
         }),
     )
@@ -76,7 +82,7 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
     let one = |d: &NetworkDetail| {
         let n = &d.network;
         format!(
-            "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n  internal  {}\n  encrypted {}\n\n{}",
+            "{}\n  VNI       {}\n  subnet    {}\n  gateway   {}\n  attached  {}\n  internal  {}\n  encrypted {}\n  multicast {}\n\n{}",
             n.name,
             n.vni,
             list(&families(n).map(|(subnet, _)| subnet).collect::<Vec<_>>()),
@@ -96,10 +102,26 @@ pub fn network_details(details: &[NetworkDetail]) -> String {
             } else {
                 "no"
             },
+            multicast(n),
             containers(&d.containers),
         )
     };
     details.iter().map(one).collect::<Vec<_>>().join("\n\n")
+}
+
+/// What becomes of broadcast and multicast, and why.
+fn multicast(n: &NetworkInfo) -> String {
+    let what = match n.multicast {
+        Multicast::Snoop => "snoop: multicast goes to the members of its group, broadcast to all",
+        Multicast::Flood => "flood: broadcast and multicast go to all",
+        Multicast::Off => "off: of broadcast and multicast only ARP and neighbour discovery go",
+    };
+    let most = Network::MULTICAST_ENDPOINTS;
+    match (n.multicast_by_size, n.multicast) {
+        (false, _) => format!("{what} (chosen)"),
+        (true, Multicast::Off) => format!("{what} (by default, having room for more than {most})"),
+        (true, _) => format!("{what} (by default)"),
+    }
 }
 
 /// `container ls`

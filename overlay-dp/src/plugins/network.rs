@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 use hyper::Method;
 use ipnetwork::IpNetwork;
+use overlay_core::model::Multicast;
 use serde::Deserialize;
 
 use crate::api::client::call;
@@ -34,6 +35,8 @@ pub struct Make {
     /// Between hosts its frames are encrypted.
     #[serde(default)]
     pub encrypted: bool,
+    /// What is to become of broadcast and multicast.
+    pub multicast: Option<Multicast>,
 }
 
 impl Make {
@@ -64,6 +67,7 @@ pub async fn find_or_make(instance: &Instance, name: &str, make: &Make) -> Resul
         vni: None,
         internal: make.internal,
         encrypted: make.encrypted,
+        multicast: make.multicast,
     };
     let made = call(instance, Method::POST, "/v1/networks", Some(&request)).await;
     match made {

@@ -96,6 +96,16 @@ counters! {
         Replay => "replay",
         /// An ESP packet that ends too early, or with something else than VXLAN inside.
         MalformedEsp => "malformed-esp",
+        /// Multicast to a group that nobody else has joined.
+        NoMember => "no-member",
+        /// Broadcast or multicast on a network that carries none.
+        MulticastOff => "multicast-off",
+        /// More broadcast or multicast than one container may send.
+        FloodLimit => "flood-limit",
+        /// An IGMP or MLD message that is malformed, not a container's to send, or not its own.
+        BadMembership => "bad-membership",
+        /// A container joined more groups than there is room for.
+        TooManyGroups => "too-many-groups",
     }
 }
 

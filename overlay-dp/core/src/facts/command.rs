@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Range, Version};
 use crate::health::HealthCheck;
-use crate::model::{EndpointMode, Host, HostId, MacAddr, Network, Service, ServicePort, Vni};
+use crate::model::{
+    EndpointMode, Host, HostId, MacAddr, Multicast, Network, Service, ServicePort, Vni,
+};
 
 /// What a user asks for; the rest is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +32,8 @@ pub struct NetworkSpec {
     pub internal: bool,
     /// Between hosts its frames are encrypted.
     pub encrypted: bool,
+    /// What becomes of broadcast and multicast; by the network's size when absent.
+    pub multicast: Option<Multicast>,
 }
 
 /// A service that a user asks for.

@@ -16,6 +16,7 @@ mod message;
 mod neighbour;
 mod port;
 mod query;
+mod snoop;
 mod too_big;
 mod uplink;
 mod view;
@@ -30,9 +31,12 @@ use overlay_common::wire::{ETH_LEN, ETH_P_IP, OUTER_V4_LEN};
 
 use crate::tables::{MapUpdate, Tables};
 use emit::Sink;
+pub use limit::FloodLimit;
 use limit::Limiter;
 use port::FromPort;
 pub use query::Asker;
+use snoop::Snooper;
+pub use snoop::{LEARNING, Member};
 use uplink::FromUplink;
 use waiting::{Kept, Lack, Sender, Waiting};
 
@@ -57,21 +61,28 @@ pub trait Output {
     fn drop(&mut self, reason: DropReason);
 }
 
-/// The slow path. It remembers how much it did for each port lately, and for a second the frames
-/// that other hosts' endpoints, not yet known of, would explain.
-#[derive(Debug, Default)]
+/// The slow path. It remembers how much it did for each port lately, which multicast groups the
+/// ports have joined, and for a second the frames that other hosts' endpoints, not yet known of,
+/// would explain.
+#[derive(Debug)]
 pub struct SlowPath {
     limiter: Limiter,
     waiting: Waiting,
+    snooper: Snooper,
 }
 
 impl SlowPath {
-    /// A slow path that has sent nothing yet.
-    pub fn new() -> SlowPath {
-        SlowPath::default()
+    /// A slow path that has sent nothing yet, and allows so much.
+    pub fn new(flood: FloodLimit) -> SlowPath {
+        SlowPath {
+            limiter: Limiter::new(flood),
+            waiting: Waiting::default(),
+            snooper: Snooper::default(),
+        }
     }
 
-    /// Decides about a frame from the punt link. `now` is the time since some fixed moment.
+    /// Decides about a frame from the punt link. `now` is the time since the slow path began: until
+    /// [`LEARNING`] is over, it does not rely on what it knows of groups.
     pub fn handle(&mut self, tables: &Tables, frame: &[u8], now: Duration, out: &mut impl Output) {
         if let Err(reason) = self.decide(tables, frame, now, out) {
             out.drop(reason);
@@ -94,6 +105,31 @@ impl SlowPath {
                 given_up(&kept, out);
             }
         }
+    }
+
+    /// When [`SlowPath::tick`] has something to do.
+    pub fn due(&self) -> Option<Duration> {
+        self.snooper.due()
+    }
+
+    /// Whether [`SlowPath::tick`] is due, or the tables have other ports, perhaps.
+    pub fn is_due(&self, tables: &Tables, now: Duration) -> bool {
+        self.snooper.is_due(tables, now)
+    }
+
+    /// Asks ports about their groups, and forgets members that have not answered.
+    pub fn tick(&mut self, tables: &Tables, now: Duration, out: &mut impl Output) {
+        self.snooper.tick(now, &mut Sink { tables, out });
+    }
+
+    /// Which ports have joined which groups, by network and group.
+    pub fn members(&self) -> &[Member] {
+        self.snooper.members()
+    }
+
+    /// Becomes another number whenever somebody joins or leaves.
+    pub fn members_revision(&self) -> u64 {
+        self.snooper.revision()
     }
 
     fn keep(&mut self, kept: Kept, out: &mut impl Output) {
@@ -121,7 +157,7 @@ impl SlowPath {
                 let split = frame.split_first_chunk::<OUTER_V4_LEN>();
                 let (outer, inner) = split.ok_or(DropReason::Truncated)?;
                 let from = FromPort::new(tables, marker.ifindex, reason, outer, inner)?;
-                from.decide(&mut self.limiter, now, &mut sink)?;
+                from.decide(&mut self.limiter, &mut self.snooper, now, &mut sink)?;
                 if let Some(asked) = from.unanswered() {
                     let (lack, sender) = (Lack::Neighbour(asked), Sender::Port(marker.ifindex));
                     if let Some(kept) = Kept::new(lack, sender, frame, now) {
@@ -136,7 +172,7 @@ impl SlowPath {
                     _ => Way::Clear,
                 };
                 let from = FromUplink::new(tables, way, reason, frame)?;
-                let decided = from.decide(&mut sink);
+                let decided = from.decide(&self.snooper, now, &mut sink);
                 if decided == Err(DropReason::UnknownSource) {
                     let (source, vtep) = from.source();
                     let (lack, sender) = (Lack::Source(source), Sender::Vtep(vtep));

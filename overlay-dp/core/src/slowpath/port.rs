@@ -12,6 +12,7 @@ use overlay_common::wire::{ETH_LEN, Mac, OUTER_V4_LEN, be16};
 use super::emit::{self, Sink};
 use super::limit::Limiter;
 use super::message::Link;
+use super::snoop::Snooper;
 use super::view::{Bytes, View};
 use super::{Output, gateway, neighbour, too_big};
 use crate::model::Network;
@@ -61,6 +62,7 @@ impl<'a> FromPort<'a> {
     pub fn decide(
         &self,
         limiter: &mut Limiter,
+        snooper: &mut Snooper,
         now: Duration,
         sink: &mut Sink<'_, impl Output>,
     ) -> Result<(), DropReason> {
@@ -112,22 +114,16 @@ impl<'a> FromPort<'a> {
                 neighbour::nd_reply(self, &mac, sink)
             }
             Verdict::Punt { reason, .. } => match reason {
-                Reason::Flood => {
-                    self.flood(sink);
-                    Ok(())
-                }
-                Reason::UnknownNeighbour => {
-                    match view.answer {
-                        Some(NeighbourEntry { mac, .. }) if *mac != self.port.mac => {
-                            self.fill_neighbour(sink);
-                            neighbour::advertise(self, mac, sink)?;
-                        }
-                        // Nobody's address yet, or the asker's own, which it announces or checks
-                        // for a duplicate: others may hear that, too.
-                        _ => self.flood(sink),
+                Reason::Flood => self.replicate(limiter, snooper, now, sink),
+                Reason::UnknownNeighbour => match view.answer {
+                    Some(NeighbourEntry { mac, .. }) if *mac != self.port.mac => {
+                        self.fill_neighbour(sink);
+                        neighbour::advertise(self, mac, sink)
                     }
-                    Ok(())
-                }
+                    // Nobody's address yet, or the asker's own, which it announces or checks for a
+                    // duplicate: others may hear that, too.
+                    _ => self.flood_essential(limiter, now, sink),
+                },
                 Reason::UnknownDestination => gateway::answer(self, limiter, now, sink),
                 Reason::TooBig => too_big::answer(self, limiter, now, sink),
                 Reason::Unresolved => Err(DropReason::Unresolved),
@@ -164,10 +160,7 @@ impl<'a> FromPort<'a> {
 
     /// The gateway's IPv4 address, if it has one.
     pub fn gateway4(&self) -> Option<Ipv4Addr> {
-        self.network.gateways().find_map(|gateway| match gateway {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(_) => None,
-        })
+        gateway4(self.network)
     }
 
     /// The gateway's IPv6 address, if it has one.
@@ -194,4 +187,12 @@ impl<'a> FromPort<'a> {
             sink.out.update(MapUpdate::SetNeighbour(key, *entry));
         }
     }
+}
+
+/// The IPv4 address of a network's gateway, if it has one.
+pub(super) fn gateway4(network: &Network) -> Option<Ipv4Addr> {
+    network.gateways().find_map(|gateway| match gateway {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    })
 }

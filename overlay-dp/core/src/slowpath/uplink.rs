@@ -1,5 +1,7 @@
 //! Frames from other VTEPs.
 
+use core::time::Duration;
+
 use overlay_common::counters::DropReason;
 use overlay_common::layout::FdbKey;
 use overlay_common::punt::{self, Reason};
@@ -9,6 +11,7 @@ use overlay_common::wire::{
 };
 
 use super::emit::{self, Sink};
+use super::snoop::Snooper;
 use super::view::{Bytes, View};
 use super::{Output, flood};
 use crate::tables::{MapUpdate, Tables};
@@ -82,7 +85,12 @@ impl<'a> FromUplink<'a> {
         })
     }
 
-    pub fn decide(&self, sink: &mut Sink<'_, impl Output>) -> Result<(), DropReason> {
+    pub fn decide(
+        &self,
+        snooper: &Snooper,
+        now: Duration,
+        sink: &mut Sink<'_, impl Output>,
+    ) -> Result<(), DropReason> {
         // The programs never cut what comes from the uplink; a frame that was cut can't be sent.
         if self.reason == Reason::TooBig {
             return Err(DropReason::PuntTooBig);
@@ -102,7 +110,7 @@ impl<'a> FromUplink<'a> {
             Verdict::Punt { reason, .. } => match reason {
                 Reason::Flood => {
                     self.fill_source(sink);
-                    flood::from_uplink(vni, self.inner, self.outer.tos, sink)
+                    flood::from_uplink(vni, self.inner, self.outer.tos, (snooper, now), sink)
                 }
                 // A gateway is answered for on each host, for its own containers only.
                 Reason::UnknownDestination => {

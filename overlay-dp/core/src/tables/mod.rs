@@ -10,6 +10,7 @@
 //! - When two endpoints claim one MAC or one address, the gateway comes before a local port, that
 //!   before a static entry, that before another host; among equals the first one counts until it
 //!   withdraws. What another host says counts only while its VTEP is known.
+//! - Which hosts have members of which multicast groups is in no map: only the slow path replicates.
 //! - That a network is encrypted is in the entries of its ports, so that nothing that they send
 //!   leaves in the clear, in those of its MACs, so that nothing is taken that came so, and in its
 //!   own, for what has no such entry.
@@ -19,6 +20,7 @@
 
 mod claims;
 mod facts;
+mod groups;
 mod local;
 mod net;
 mod port;
@@ -35,6 +37,7 @@ use overlay_common::layout::{Config, PORT_ENCRYPTED, PORT_ROUTER, VtepEntry};
 use overlay_common::wire::{Family, Ip16};
 
 pub use facts::{Error, Local, NextHop, StaticEntry};
+pub use groups::GroupRow;
 pub use read::{FdbRow, Origin, VipRow, VtepRow};
 pub use record::MAX_IPS;
 pub use updates::{MapContents, MapUpdate};
@@ -145,6 +148,7 @@ impl Tables {
         let gateway = net.gateway.take();
         net.replace(Owner::Gateway, gateway.as_ref(), None, &mut self.updates);
         net.network = None;
+        net.groups.clear();
         self.forget_net_if_empty(vni);
     }
 
@@ -179,6 +183,7 @@ impl Tables {
         };
         let endpoints = std::mem::take(&mut vtep.endpoints);
         if std::mem::take(&mut vtep.host) {
+            self.forget_groups(key);
             for ((vni, _), record) in &endpoints {
                 self.withdraw(*vni, Owner::Host(key), record);
             }

@@ -17,6 +17,7 @@ use super::record::Record;
 use super::services::Services;
 use super::updates::{MapUpdate, Updates};
 use crate::model::{MacAddr, Network, Vni};
+use crate::multicast::Group;
 
 #[derive(Debug)]
 pub(super) struct Net {
@@ -37,6 +38,10 @@ pub(super) struct Net {
     pub ips: Claims<Ip16, NeighbourEntry>,
     /// How many endpoints are behind each VTEP; none of them zero.
     pub vteps: BTreeMap<Ip16, usize>,
+    /// Of these, what the user says: how many are behind VTEPs that are no hosts.
+    pub statics: BTreeMap<Ip16, usize>,
+    /// Behind which hosts' VTEPs groups have members, as they say.
+    pub groups: BTreeSet<(Group, Ip16)>,
     pub ports: BTreeSet<u32>,
     pub services: Services,
     /// Whether it is in the maps.
@@ -56,6 +61,8 @@ impl Net {
             macs: Claims::default(),
             ips: Claims::default(),
             vteps: BTreeMap::new(),
+            statics: BTreeMap::new(),
+            groups: BTreeSet::new(),
             ports: BTreeSet::new(),
             services: Services::new(vni),
             active: false,
@@ -69,6 +76,7 @@ impl Net {
             && self.macs.is_empty()
             && self.ips.is_empty()
             && self.services.is_empty()
+            && self.groups.is_empty()
     }
 
     pub fn fdb_key(&self, mac: MacAddr) -> FdbKey {
@@ -127,7 +135,11 @@ impl Net {
             }
         }
         if let Some(vtep) = owner.vtep() {
-            self.count(vtep, old.is_some(), new.is_some());
+            let (before, after) = (old.is_some(), new.is_some());
+            count(&mut self.vteps, vtep, before, after);
+            if matches!(owner, Owner::Static(_)) {
+                count(&mut self.statics, vtep, before, after);
+            }
         }
     }
 
@@ -254,19 +266,6 @@ impl Net {
         entry
     }
 
-    fn count(&mut self, vtep: Ip16, before: bool, after: bool) {
-        if after && !before {
-            *self.vteps.entry(vtep).or_default() += 1;
-        } else if before && !after {
-            match self.vteps.get_mut(&vtep) {
-                Some(count) if *count > 1 => *count -= 1,
-                _ => {
-                    self.vteps.remove(&vtep);
-                }
-            }
-        }
-    }
-
     pub fn fdb(&self, mac: MacAddr) -> Option<&FdbEntry> {
         self.macs.best(mac)?.1.as_ref()
     }
@@ -366,5 +365,19 @@ impl Net {
             let wanted = local.is_none_or(|local| local == (class == Class::Port));
             Some((self.neighbour_key(ip), *entry)).filter(|_| wanted)
         })
+    }
+}
+
+/// One more behind a VTEP, or one less.
+fn count(vteps: &mut BTreeMap<Ip16, usize>, vtep: Ip16, before: bool, after: bool) {
+    if after && !before {
+        *vteps.entry(vtep).or_default() += 1;
+    } else if before && !after {
+        match vteps.get_mut(&vtep) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                vteps.remove(&vtep);
+            }
+        }
     }
 }

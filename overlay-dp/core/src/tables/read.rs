@@ -219,7 +219,7 @@ impl Tables {
         vteps.filter_map(|ip| Some((ip, self.vtep_entry(ip)?)))
     }
 
-    fn active(&self, vni: u32) -> Option<&Net> {
+    pub(super) fn active(&self, vni: u32) -> Option<&Net> {
         self.nets.get(&vni).filter(|net| net.active)
     }
 

@@ -82,6 +82,7 @@ fn what_can_be_no_service_is_refused() {
     rig.create(NetworkSpec {
         internal: true,
         encrypted: false,
+        multicast: None,
         ..spec("closed", &[])
     })
     .unwrap();

@@ -118,11 +118,26 @@ fn ten_thousand_frames_of_each_kind() {
             from_a(Reason::UnknownSource, &udp4(2, mac(11), v4(11), 100)),
         ),
         ("stranger, kept", from_a(Reason::UnknownSource, &stranger)),
+        (
+            "snooping: a report",
+            port(Reason::Flood, &report3(11, &[(4, GROUP4, 0)])),
+        ),
+        (
+            "snooping: to a group",
+            port(
+                Reason::Flood,
+                &udp4(11, group_mac(GROUP4.into()), GROUP4, 100),
+            ),
+        ),
         ("cut off", port(Reason::Flood, &broadcast)[..40].to_vec()),
     ];
     assert!(ALLOCATIONS.get() > 0, "the frames were counted");
     for (kind, frame) in kinds {
         let mut rig = Rig::new();
+        if kind.starts_with("snooping") {
+            rig.multicast(None);
+            rig.tick();
+        }
         let mut counts = Counts::default();
         let before = ALLOCATIONS.get();
         for _ in 0..FRAMES {

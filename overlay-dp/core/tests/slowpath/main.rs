@@ -4,6 +4,7 @@ mod allocations;
 mod flood;
 mod gateway;
 mod hostile;
+mod multicast;
 mod neighbour;
 mod over_ipv6;
 mod packets;

@@ -9,8 +9,8 @@ use overlay_common::layout::{Config, FdbEntry, FdbKey};
 use overlay_common::outer::{OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::wire::Ip16;
-use overlay_core::model::{Network, Vni};
-use overlay_core::slowpath::{Asker, Output, SlowPath};
+use overlay_core::model::{Multicast, Network, Vni};
+use overlay_core::slowpath::{Asker, FloodLimit, Output, SlowPath};
 use overlay_core::tables::{Local, MapUpdate, Tables};
 
 use super::packets::*;
@@ -68,6 +68,7 @@ fn tables() -> Tables {
         ipv6: None,
         internal: false,
         encrypted: false,
+        multicast: Some(Multicast::Flood),
     });
     for last in [2, 3] {
         let ip = IpAddr::from(vtep(last));
@@ -82,7 +83,7 @@ fn tables() -> Tables {
 fn handle(frame: &[u8]) -> Raw {
     let mut out = Raw::default();
     let now = Duration::from_secs(60);
-    SlowPath::new().handle(&tables(), frame, now, &mut out);
+    SlowPath::new(FloodLimit::default()).handle(&tables(), frame, now, &mut out);
     out
 }
 

@@ -229,3 +229,94 @@ pub fn tos4(frame: &[u8]) -> u8 {
     assert_eq!(header.header_checksum, header.calc_header_checksum());
     frame[15]
 }
+
+/// The MAC of a group (RFC 1112 section 6.4, RFC 2464 section 7).
+pub fn group_mac(group: std::net::IpAddr) -> Mac {
+    match group {
+        std::net::IpAddr::V4(ip) => {
+            let [_, b, c, d] = ip.octets();
+            [1, 0, 0x5e, b & 0x7f, c, d]
+        }
+        std::net::IpAddr::V6(ip) => {
+            let [.., a, b, c, d] = ip.octets();
+            [0x33, 0x33, a, b, c, d]
+        }
+    }
+}
+
+/// An IGMP message, its checksum made.
+pub fn igmp(src: u8, dst: [u8; 4], message: &[u8]) -> Vec<u8> {
+    let mut message = message.to_vec();
+    let sum = etherparse::checksum::u32_16bit_word::add_slice(0, &message);
+    let sum = etherparse::checksum::u32_16bit_word::ones_complement(sum);
+    message[2..4].copy_from_slice(&sum.to_ne_bytes());
+    let to = (src, group_mac(dst.into()), dst);
+    ip4(to, IpNumber::IGMP, &message, |header| {
+        header.time_to_live = 1;
+    })
+}
+
+/// A packet with an MLD message behind a router alert, its checksum made.
+pub fn mld(src: u8, from: [u8; 16], dst: [u8; 16], message: &[u8]) -> Vec<u8> {
+    let mut message = message.to_vec();
+    let len = message.len() as u16;
+    let pseudo = [&from[..], &dst, &[0, 0], &len.to_be_bytes(), &[0, 0, 0, 58]].concat();
+    let sum = etherparse::checksum::u32_16bit_word::add_slice(0, &pseudo);
+    let sum = etherparse::checksum::u32_16bit_word::add_slice(sum, &message);
+    let sum = etherparse::checksum::u32_16bit_word::ones_complement(sum);
+    message[2..4].copy_from_slice(&sum.to_ne_bytes());
+    let payload = [&[58, 0, 5, 2, 0, 0, 1, 0][..], &message].concat();
+    let mut frame = ip6((from, group_mac(dst.into()), dst), 1, 0, &payload);
+    frame[6..12].copy_from_slice(&mac(src));
+    frame
+}
+
+pub const GROUP4: [u8; 4] = [239, 1, 2, 3];
+pub const GROUP6: [u8; 16] = [0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3];
+
+/// One of each kind of message about groups, and something for a group.
+pub fn memberships(src: u8) -> Vec<Vec<u8>> {
+    let v2 = |kind: u8| igmp(src, GROUP4, &[&[kind, 0, 0, 0][..], &GROUP4].concat());
+    let v1 = |kind: u8| {
+        let message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &GROUP6].concat();
+        mld(src, v6(src), GROUP6, &message)
+    };
+    vec![
+        v2(0x11),
+        v2(0x12),
+        v2(0x16),
+        v2(0x17),
+        report3(src, &[(4, GROUP4, 0), (3, [239, 9, 9, 9], 2)]),
+        v1(130),
+        v1(131),
+        v1(132),
+        report_mld(src, &[(4, GROUP6, 0), (1, GROUP6, 3)]),
+        udp4(src, group_mac(GROUP4.into()), GROUP4, 20),
+        udp6(src, group_mac(GROUP6.into()), GROUP6, 20),
+    ]
+}
+
+/// An IGMPv3 report: of each record the type, the group, and how many sources.
+pub fn report3(src: u8, records: &[(u8, [u8; 4], u16)]) -> Vec<u8> {
+    let [n0, n1] = (records.len() as u16).to_be_bytes();
+    let mut message = vec![0x22, 0, 0, 0, 0, 0, n0, n1];
+    for (kind, group, sources) in records {
+        let [s0, s1] = sources.to_be_bytes();
+        message.extend([&[*kind, 0, s0, s1][..], group].concat());
+        message.extend(vec![10; usize::from(*sources) * 4]);
+    }
+    igmp(src, [224, 0, 0, 22], &message)
+}
+
+/// An MLDv2 report.
+pub fn report_mld(src: u8, records: &[(u8, [u8; 16], u16)]) -> Vec<u8> {
+    let [n0, n1] = (records.len() as u16).to_be_bytes();
+    let mut message = vec![143, 0, 0, 0, 0, 0, n0, n1];
+    for (kind, group, sources) in records {
+        let [s0, s1] = sources.to_be_bytes();
+        message.extend([&[*kind, 0, s0, s1][..], group].concat());
+        message.extend(vec![0x20; usize::from(*sources) * 16]);
+    }
+    let routers = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x16];
+    mld(src, v6(src), routers, &message)
+}

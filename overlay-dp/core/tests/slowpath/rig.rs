@@ -19,8 +19,8 @@ use overlay_common::layout::Config;
 use overlay_common::outer::OuterV4;
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::wire::{Mac, OUTER_V4_LEN, map_v4};
-use overlay_core::model::{Endpoint, MacAddr, Network, Subnet, Vni};
-use overlay_core::slowpath::{Asker, Output, SlowPath};
+use overlay_core::model::{Endpoint, MacAddr, Multicast, Network, Subnet, Vni};
+use overlay_core::slowpath::{Asker, FloodLimit, Output, SlowPath};
 use overlay_core::tables::{Local, MapUpdate, NextHop, StaticEntry, Tables};
 
 pub const OWN: [u8; 4] = [172, 31, 1, 5];
@@ -184,6 +184,7 @@ impl Rig {
                 ipv6: None,
                 internal: false,
                 encrypted: false,
+                multicast: Some(Multicast::Flood),
             });
         }
         tables.network_add(Network {
@@ -197,6 +198,7 @@ impl Rig {
             }),
             internal: false,
             encrypted: false,
+            multicast: Some(Multicast::Flood),
         });
         for (vtep, last) in [(A, 2), (B, 3), (D, 5)] {
             tables.vtep_add(vtep.into()).unwrap();
@@ -226,9 +228,25 @@ impl Rig {
         tables.port_up(41, &both).unwrap();
         Rig {
             tables,
-            slow: SlowPath::new(),
+            slow: SlowPath::new(FloodLimit::default()),
             now: Duration::from_secs(60),
         }
+    }
+
+    /// From now on that becomes of broadcast and multicast on network 1.
+    pub fn multicast(&mut self, mode: Option<Multicast>) {
+        let network = self.tables.network(vni(1)).unwrap().clone();
+        self.tables.network_add(Network {
+            multicast: mode,
+            ..network
+        });
+    }
+
+    /// What is due now.
+    pub fn tick(&mut self) -> Out {
+        let mut out = Out::default();
+        self.slow.tick(&self.tables, self.now, &mut out);
+        out
     }
 
     /// The slow path gets this frame.

@@ -43,6 +43,7 @@ fn network(number: u32) -> Network {
         ipv6: None,
         internal: false,
         encrypted: false,
+        multicast: None,
     }
 }
 

@@ -172,6 +172,9 @@ impl Book {
             }
             if let Some(network) = facts.network(*vni) {
                 self.events.push_back(Event::NetworkAdded(network.clone()));
+                if before.is_some() && self.attached.contains(vni) {
+                    self.tell_all_groups(*vni, BTreeSet::clone);
+                }
                 let allowed = |host, endpoint: &Endpoint| facts.check(host, endpoint).is_ok();
                 self.recheck_all(*vni, true, allowed);
             }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use overlay_core::model::{Endpoint, Vni};
+use overlay_core::multicast::Group;
 
 use super::{ByName, MAX_BYTES, MAX_ENDPOINTS, cost};
 use crate::wire::{Change, Position};
@@ -17,6 +18,8 @@ struct OwnLog {
     /// The number of its last move, see [`OwnLogs::moves`].
     moved: u64,
     endpoints: BTreeSet<ByName>,
+    /// `None` until it was said which have members.
+    groups: Option<Arc<[Group]>>,
     /// The last ones; the newest has the number `seq`.
     recent: VecDeque<Change>,
 }
@@ -46,6 +49,7 @@ pub(crate) enum News {
     Snapshot {
         settled: bool,
         endpoints: Vec<Arc<Endpoint>>,
+        groups: Option<Arc<[Group]>>,
     },
 }
 
@@ -128,6 +132,39 @@ impl OwnLogs {
         }
     }
 
+    /// Says which groups have members in a network. False when that was said already.
+    pub fn set_groups(&mut self, vni: Vni, groups: &BTreeSet<Group>) -> bool {
+        let log = self.log(vni);
+        let said = log.groups.as_ref();
+        if said.is_some_and(|said| said.iter().eq(groups)) {
+            return false;
+        }
+        let groups: Arc<[Group]> = groups.iter().copied().collect();
+        log.groups = Some(Arc::clone(&groups));
+        // What was said before is of no use to who hears this: only one list is kept.
+        for change in &mut log.recent {
+            if let Change::Groups(before) = change {
+                *before = Arc::clone(&groups);
+            }
+        }
+        self.push(vni, Change::Groups(groups));
+        true
+    }
+
+    /// What was said last of a network's groups.
+    pub fn groups(&self, vni: Vni) -> impl Iterator<Item = Group> {
+        let log = self.logs.get(&vni).into_iter();
+        let groups = log.flat_map(|log| log.groups.iter());
+        groups.flat_map(|groups| groups.iter().copied())
+    }
+
+    /// The networks in which groups were said to have members.
+    pub fn networks_with_groups(&self) -> impl Iterator<Item = Vni> {
+        let some = |log: &OwnLog| log.groups.as_ref().is_some_and(|g| !g.is_empty());
+        let logs = self.logs.iter().filter(move |(_, log)| some(log));
+        logs.map(|(vni, _)| *vni)
+    }
+
     /// All that outlived a restart is published again. False when it was settled already.
     pub fn settle(&mut self) -> bool {
         if self.settled {
@@ -204,6 +241,7 @@ impl OwnLogs {
                 endpoints: log.map_or_else(Vec::new, |log| {
                     log.endpoints.iter().map(|e| e.0.clone()).collect()
                 }),
+                groups: log.and_then(|log| log.groups.clone()),
             },
         }
     }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use overlay_core::model::{Endpoint, Vni};
+use overlay_core::multicast::{Group, MAX_GROUPS};
 
-use super::{ByName, MAX_BYTES, MAX_ENDPOINTS, MAX_WAITING, cost, well_formed};
+use super::{ByName, MAX_BYTES, MAX_ENDPOINTS, MAX_WAITING, cost, cost_of_groups, well_formed};
 use crate::wire::{Change, Position};
 
 /// What all the logs of one host cost and do wrong.
@@ -54,6 +55,10 @@ pub(crate) struct PeerLog {
     waiting: usize,
     /// Something was left out for want of room: only a snapshot brings it.
     lacks: bool,
+    /// Those that have members there, by its word.
+    groups: BTreeSet<Group>,
+    /// They are others than they were when [`PeerLog::take_news_of_groups`] was called last.
+    news_of_groups: bool,
 }
 
 impl PeerLog {
@@ -65,6 +70,8 @@ impl PeerLog {
             records: BTreeMap::new(),
             waiting: 0,
             lacks: false,
+            groups: BTreeSet::new(),
+            news_of_groups: false,
         }
     }
 
@@ -84,6 +91,16 @@ impl PeerLog {
     pub fn visible(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         let visible = self.records.iter().filter(|(_, mark)| mark.visible);
         visible.map(|(record, _)| &record.0)
+    }
+
+    /// The groups that have members there.
+    pub fn groups(&self) -> &BTreeSet<Group> {
+        &self.groups
+    }
+
+    /// The same, when they have become others.
+    pub fn take_news_of_groups(&mut self) -> Option<&BTreeSet<Group>> {
+        std::mem::take(&mut self.news_of_groups).then_some(&self.groups)
     }
 
     /// The visible one of this name.
@@ -117,6 +134,7 @@ impl PeerLog {
                 Change::Up(endpoint) => diffs.extend(self.up(endpoint, account, &allowed)),
                 Change::Down(name) => diffs.extend(self.down(&name, account)),
                 Change::Settled => diffs.extend(self.settle(account)),
+                Change::Groups(groups) => self.set_groups(&groups, account),
             }
         }
         Ok(diffs)
@@ -127,12 +145,15 @@ impl PeerLog {
         &mut self,
         at: Position,
         settled: bool,
-        endpoints: Vec<Arc<Endpoint>>,
+        (endpoints, groups): (Vec<Arc<Endpoint>>, Option<Arc<[Group]>>),
         account: &mut Account,
         allowed: impl Fn(&Endpoint) -> bool,
     ) -> Vec<Diff> {
         if at <= self.have {
             return Vec::new();
+        }
+        if let Some(groups) = groups {
+            self.set_groups(&groups, account);
         }
         let restarted = at.incarnation > self.have.incarnation;
         self.have = at;
@@ -166,6 +187,7 @@ impl PeerLog {
     pub fn forget(&mut self, account: &mut Account) -> Vec<Diff> {
         self.have = Position::default();
         self.lacks = false;
+        self.set_groups(&[], account);
         let names: Vec<String> = self.records.keys().map(|r| r.0.name.clone()).collect();
         let gone = names.iter().filter_map(|name| self.down(name, account));
         gone.collect()
@@ -208,6 +230,24 @@ impl PeerLog {
             }
         }
         diffs
+    }
+
+    /// Too many of them are as good as none.
+    fn set_groups(&mut self, groups: &[Group], account: &mut Account) {
+        let before = cost_of_groups(self.groups.len());
+        let bytes = account.bytes + cost_of_groups(groups.len());
+        let refused = groups.len() > MAX_GROUPS || bytes > MAX_BYTES + before;
+        account.refused += u64::from(refused);
+        let groups: BTreeSet<Group> = match refused {
+            true => BTreeSet::new(),
+            false => groups.iter().copied().collect(),
+        };
+        if self.groups != groups {
+            self.news_of_groups = true;
+            account.bytes += cost_of_groups(groups.len());
+            account.bytes -= before;
+            self.groups = groups;
+        }
     }
 
     fn settle(&mut self, account: &mut Account) -> Vec<Diff> {

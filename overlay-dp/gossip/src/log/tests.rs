@@ -1,7 +1,8 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use overlay_core::model::{MacAddr, Vni};
+use overlay_core::multicast::Group;
 use proptest::prelude::*;
 
 use super::own::RECENT;
@@ -70,9 +71,9 @@ impl Peer {
     }
 
     fn snapshot(&mut self, at: Position, settled: bool, endpoints: Vec<Endpoint>) -> Vec<Diff> {
-        let endpoints = endpoints.into_iter().map(Arc::new).collect();
+        let endpoints: Vec<_> = endpoints.into_iter().map(Arc::new).collect();
         self.log
-            .snapshot(at, settled, endpoints, &mut self.account, |_| true)
+            .snapshot(at, settled, (endpoints, None), &mut self.account, |_| true)
     }
 
     fn forget(&mut self) -> Vec<Diff> {
@@ -87,9 +88,14 @@ impl Peer {
             News::Changes { first, changes } => {
                 self.changes(at.incarnation, first, &changes).unwrap()
             }
-            News::Snapshot { settled, endpoints } => {
+            News::Snapshot {
+                settled,
+                endpoints,
+                groups,
+            } => {
+                let records = (endpoints, groups);
                 self.log
-                    .snapshot(at, settled, endpoints, &mut self.account, |_| true)
+                    .snapshot(at, settled, records, &mut self.account, |_| true)
             }
         }
     }
@@ -314,7 +320,7 @@ fn what_waits_is_bounded_and_asked_for_again_when_it_may_be_allowed() {
     let nothing = |_: &Endpoint| false;
     let (log, account) = (&mut peer.log, &mut peer.account);
     assert_eq!(
-        log.snapshot(at(1, 9), true, all.clone(), account, nothing),
+        log.snapshot(at(1, 9), true, (all.clone(), None), account, nothing),
         []
     );
     assert_eq!((account.waiting, account.refused), (MAX_WAITING, 1));
@@ -323,7 +329,7 @@ fn what_waits_is_bounded_and_asked_for_again_when_it_may_be_allowed() {
     assert_eq!(shown, [added(&make(7))]);
     assert_eq!(account.waiting, MAX_WAITING - 1);
     assert!(log.have() < at(1, 9), "not all of it is here");
-    let shown = log.snapshot(at(1, 9), true, all, account, |_| true);
+    let shown = log.snapshot(at(1, 9), true, (all, None), account, |_| true);
     assert_eq!(shown.len(), MAX_WAITING);
     assert_eq!((account.waiting, log.have()), (0, at(1, 9)));
     let hidden = log.recheck(false, touched, account, nothing);
@@ -422,4 +428,67 @@ proptest! {
         prop_assert_eq!(&shown, &owned);
         prop_assert_eq!(seen.len(), owned.len());
     }
+}
+
+fn groups(last: impl IntoIterator<Item = u16>) -> BTreeSet<Group> {
+    let ip = |n: u16| IpAddr::from([239, 1, (n >> 8) as u8, n as u8]);
+    last.into_iter().filter_map(|n| Group::new(ip(n))).collect()
+}
+
+#[test]
+fn groups_are_known_as_their_owner_said_last() {
+    let (mut own, mut peer) = (OwnLogs::new(1), Peer::new());
+    own.settle();
+    assert!(own.set_groups(vni(), &groups([1, 2])));
+    assert!(!own.set_groups(vni(), &groups([2, 1])));
+    peer.sync(&own);
+    assert_eq!(peer.log.take_news_of_groups(), Some(&groups([1, 2])));
+    assert_eq!(peer.log.take_news_of_groups(), None);
+    // Changes one by one, several at once, and as a snapshot.
+    own.set_groups(vni(), &groups([2]));
+    peer.sync(&own);
+    assert_eq!(peer.log.groups(), &groups([2]));
+    for n in 0..1000 {
+        own.set_groups(vni(), &groups(0..n % 7));
+        if n % 3 == 0 || n > 990 {
+            peer.sync(&own);
+            assert_eq!(peer.log.groups(), &groups(0..n % 7));
+        }
+    }
+    own.publish(endpoint(2));
+    for n in 0..1000 {
+        own.set_groups(vni(), &groups(n..n + 9));
+    }
+    peer.sync(&own);
+    assert_eq!(peer.log.groups(), &groups(999..1008));
+    // A restart forgets none until something is said; being away does.
+    let mut own = OwnLogs::new(2);
+    own.publish(endpoint(2));
+    own.settle();
+    peer.sync(&own);
+    assert_eq!(peer.log.groups(), &groups(999..1008));
+    own.set_groups(vni(), &groups([]));
+    peer.sync(&own);
+    assert_eq!(peer.log.groups(), &groups([]));
+    own.set_groups(vni(), &groups([3]));
+    peer.sync(&own);
+    peer.forget();
+    assert_eq!(peer.log.take_news_of_groups(), Some(&groups([])));
+    assert_eq!((peer.account.records, peer.account.bytes), (0, 0));
+    peer.sync(&own);
+    assert_eq!(peer.log.groups(), &groups([3]));
+}
+
+#[test]
+fn too_many_groups_are_none() {
+    let mut peer = Peer::new();
+    let say = |peer: &mut Peer, seq, count: u16| {
+        let list = groups(0..count).into_iter().collect();
+        peer.changes(0, seq, &[Change::Groups(list)]).unwrap();
+    };
+    say(&mut peer, 1, 1024);
+    assert_eq!((peer.log.groups().len(), peer.account.refused), (1024, 0));
+    say(&mut peer, 2, 1025);
+    assert_eq!((peer.log.groups().len(), peer.account.refused), (0, 1));
+    assert_eq!(peer.account.bytes, 0);
 }

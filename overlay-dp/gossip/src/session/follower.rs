@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use overlay_core::facts::FactsNews;
 use overlay_core::model::{Endpoint, HostId, Vni};
+use overlay_core::multicast::Group;
 
 use super::Fault;
 use crate::book::Book;
@@ -21,6 +22,7 @@ struct Parts {
     vni: Vni,
     at: Position,
     endpoints: Vec<Arc<Endpoint>>,
+    groups: Option<Arc<[Group]>>,
     bytes: usize,
 }
 
@@ -149,8 +151,12 @@ impl Follower {
                 first,
                 settled,
                 endpoints,
+                groups,
                 last,
-            } => self.snapshot(book, vni, at, (first, last), settled, endpoints)?,
+            } => {
+                let records = (endpoints, groups);
+                self.snapshot(book, vni, at, (first, last), settled, records)?;
+            }
             Tell::Changes {
                 vni,
                 incarnation,
@@ -186,7 +192,7 @@ impl Follower {
         at: Position,
         (first, last): (bool, bool),
         settled: bool,
-        mut endpoints: Vec<Arc<Endpoint>>,
+        (mut endpoints, groups): (Vec<Arc<Endpoint>>, Option<Arc<[Group]>>),
     ) -> Result<(), Fault> {
         if !self.subscribed.contains_key(&vni) {
             return Ok(());
@@ -196,6 +202,7 @@ impl Follower {
                 vni,
                 at,
                 endpoints: Vec::new(),
+                groups,
                 bytes: 0,
             });
         }
@@ -213,7 +220,8 @@ impl Follower {
             return Err(Fault::Protocol("too many endpoints"));
         }
         if last && let Some(parts) = self.parts.take() {
-            book.snapshot(self.leader, vni, at, settled, parts.endpoints);
+            let records = (parts.endpoints, parts.groups);
+            book.snapshot(self.leader, vni, at, settled, records);
             self.asked.remove(&vni);
         }
         Ok(())

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use overlay_core::facts::{FactsNews, MAX_NETWORKS, Version};
 use overlay_core::model::{Endpoint, HostId, Vni};
+use overlay_core::multicast::Group;
 
 use super::Fault;
 use crate::book::Book;
-use crate::log::{News, cost};
+use crate::log::{News, cost, cost_of_groups};
 use crate::swim;
 use crate::wire::{Ask, Change, FULL, Position, Tell, decode, digest, encode};
 
@@ -26,6 +27,7 @@ enum Rest {
         first: bool,
         settled: bool,
         endpoints: std::vec::IntoIter<Arc<Endpoint>>,
+        groups: Option<Arc<[Group]>>,
     },
     Changes {
         vni: Vni,
@@ -224,12 +226,17 @@ impl Leader {
                 next: first,
                 changes: changes.into_iter(),
             }),
-            News::Snapshot { settled, endpoints } => Some(Rest::Snapshot {
+            News::Snapshot {
+                settled,
+                endpoints,
+                groups,
+            } => Some(Rest::Snapshot {
                 vni,
                 at,
                 first: true,
                 settled,
                 endpoints: endpoints.into_iter(),
+                groups,
             }),
         }
     }
@@ -252,6 +259,7 @@ impl Rest {
                 first,
                 settled,
                 endpoints: mut rest,
+                groups,
             } => {
                 let endpoints = fill(&mut rest, |endpoint| cost(endpoint));
                 let last = rest.len() == 0;
@@ -261,6 +269,7 @@ impl Rest {
                     first: false,
                     settled,
                     endpoints: rest,
+                    groups: None,
                 });
                 let part = Tell::Snapshot {
                     vni,
@@ -268,6 +277,7 @@ impl Rest {
                     first,
                     settled,
                     endpoints,
+                    groups,
                     last,
                 };
                 (part, left)
@@ -282,6 +292,7 @@ impl Rest {
                     Change::Up(endpoint) => cost(endpoint),
                     Change::Down(name) => name.len() + 8,
                     Change::Settled => 1,
+                    Change::Groups(groups) => 8 + cost_of_groups(groups.len()),
                 });
                 let left = (rest.len() > 0).then_some(Rest::Changes {
                     vni,

@@ -364,6 +364,7 @@ fn what_was_not_asked_for_is_passed_over() {
             first: false,
             settled: true,
             endpoints: vec![],
+            groups: None,
             last: true,
         };
         stream.take(&encode(&part).unwrap()).unwrap();

@@ -106,6 +106,7 @@ impl World {
                     self.nodes[n].book.own.publish(endpoint.clone());
                     self.nodes[n].has.insert((vni, name), endpoint);
                 }
+                self.tell_groups(n, vni);
             }
             let node = &mut self.nodes[n];
             node.book.set_interest(networks.iter().copied().collect());
@@ -115,9 +116,18 @@ impl World {
 
     /// Publishes what a host has.
     pub fn publish(&mut self, n: usize, endpoint: Endpoint) {
+        let vni = endpoint.vni;
         self.nodes[n].book.own.publish(endpoint);
+        self.tell_groups(n, vni);
         self.told(n);
         self.poll_all(n);
+    }
+
+    /// What the agent has found out about the groups of its containers.
+    pub(super) fn tell_groups(&mut self, n: usize, vni: Vni) {
+        let node = &mut self.nodes[n];
+        let groups = node.joined_groups(vni);
+        node.book.own.set_groups(vni, &groups);
     }
 
     /// A container of host `n` ends.
@@ -131,6 +141,8 @@ impl World {
             }
         }
         node.book.own.withdraw(vni, name);
+        let groups = node.joined_groups(vni);
+        node.book.own.set_groups(vni, &groups);
         node.book.set_interest(node.networks());
         node.lonely = true;
         self.told(n);

@@ -83,6 +83,7 @@ impl World {
                 return Err(format!("{n} has old facts: {:?}", facts.version()));
             }
             let mut expected = BTreeMap::new();
+            let mut groups = BTreeMap::new();
             for (m, other) in self.nodes.iter().enumerate() {
                 let member = self.managers.facts().host(other.id).is_some();
                 if m == n || !member {
@@ -97,6 +98,9 @@ impl World {
                     expected.extend(
                         wanted.map(|((vni, name), e)| ((*vni, other.id, name.clone()), e.clone())),
                     );
+                    for vni in other.networks().into_iter().filter(|vni| node.is_in(*vni)) {
+                        groups.insert((vni, other.id), other.joined_groups(vni));
+                    }
                 }
             }
             if node.view != expected {
@@ -107,6 +111,9 @@ impl World {
                 let ghosts = differs(&node.view, &expected);
                 let missing = differs(&expected, &node.view);
                 return Err(format!("at {n}: ghosts {ghosts:?}, missing {missing:?}"));
+            }
+            if self.spec.views && node.groups != groups {
+                return Err(format!("at {n}: groups {:?}, not {groups:?}", node.groups));
             }
         }
         Ok(())

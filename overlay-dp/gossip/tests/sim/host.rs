@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use overlay_core::facts::Facts;
 use overlay_core::model::{Endpoint, HostId, Vni};
+use overlay_core::multicast::Group;
 use overlay_gossip::swim::Id;
 use overlay_gossip::{Book, Event, Swim};
 use rand::rngs::StdRng;
@@ -40,6 +41,8 @@ pub struct Node {
     pub used: BTreeMap<Vni, BTreeSet<u32>>,
     /// What the agent was told, unless it does not remember.
     pub view: View,
+    /// Which groups have members elsewhere, as the agent was told.
+    pub groups: BTreeMap<(Vni, HostId), BTreeSet<Group>>,
     pub up: BTreeSet<HostId>,
     /// How many endpoints of others it was told of.
     pub count: i64,
@@ -87,6 +90,7 @@ impl Node {
             used: BTreeMap::new(),
             view: BTreeMap::new(),
             up: BTreeSet::new(),
+            groups: BTreeMap::new(),
             count: 0,
             joined: BTreeMap::new(),
             networks: BTreeSet::new(),
@@ -113,6 +117,7 @@ impl Node {
         self.book.set_interest(interest);
         self.state = State::Runs;
         self.view.clear();
+        self.groups.clear();
         self.up.clear();
         self.count = 0;
         self.networks.clear();
@@ -137,6 +142,16 @@ impl Node {
         let first = (vni, String::new());
         let next = self.has.range(first..).next();
         next.is_some_and(|((of, _), _)| *of == vni)
+    }
+
+    /// The groups that its containers in a network are members of.
+    pub fn joined_groups(&self, vni: Vni) -> BTreeSet<Group> {
+        let names = self.has.keys().filter(|(of, _)| *of == vni);
+        let group = |name: &str| {
+            let sum = name.bytes().fold(0_u8, u8::wrapping_add);
+            Group::new([239, 1, 1, sum % 5].into())
+        };
+        names.filter_map(|(_, name)| group(name)).collect()
     }
 
     /// The networks that it has containers in.
@@ -210,6 +225,13 @@ impl Node {
                 let key = (endpoint.vni, host, endpoint.name.clone());
                 let before = self.view.remove(&key);
                 assert_eq!(before, Some(endpoint), "{id}: down, but was not so");
+            }
+            Event::Groups { host, vni, groups } => {
+                assert!(self.networks.contains(&vni) || groups.is_empty());
+                match groups.is_empty() {
+                    true => self.groups.remove(&(vni, host)),
+                    false => self.groups.insert((vni, host), groups),
+                };
             }
             Event::FactsChanged | Event::Expelled => {}
         }

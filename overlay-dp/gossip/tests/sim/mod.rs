@@ -288,6 +288,10 @@ impl World {
             Event::Settle { host, life } => {
                 let node = &mut self.nodes[host];
                 if node.life == life && node.state == State::Runs && node.book.own.settle() {
+                    // By now its containers have been asked.
+                    for vni in node.book.facts().networks_of(node.id) {
+                        self.tell_groups(host, vni);
+                    }
                     self.poll_all(host);
                 }
             }

@@ -22,6 +22,7 @@ impl Agent {
         }
         self.find_dead_ports().await;
         self.tell_what_is_here();
+        self.tell_groups();
         self.tables_again().await;
         self.doubt_vips();
         self.fit_vips();

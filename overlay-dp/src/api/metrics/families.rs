@@ -3,6 +3,7 @@
 //! A name never changes its meaning. Counters end in `_total`, which the encoder adds, and what has
 //! a unit in its base unit.
 
+use std::collections::BTreeMap;
 use std::fmt::Error;
 
 use anyhow::{Context as _, Result};
@@ -207,6 +208,17 @@ impl All {
             "Containers attached on this host",
             None,
             self.sources.status.ports as f64,
+        )?;
+        let of_here = self.sources.groups.iter().filter(|row| row.vtep.is_none());
+        let mut members: BTreeMap<&str, f64> = BTreeMap::new();
+        for row in of_here {
+            *members.entry(&row.network).or_default() += 1.0;
+        }
+        to.gauges(
+            "network_group_members",
+            "Multicast groups that containers of this host have joined, each with each container",
+            None,
+            members.iter().map(|(name, n)| ([("network", *name)], *n)),
         )?;
         let networks = self.sources.networks.iter();
         let endpoints = networks.filter_map(|network| {

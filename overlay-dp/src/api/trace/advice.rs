@@ -61,6 +61,18 @@ pub fn about(reason: &str) -> &'static str {
         "unknown-spi" | "bad-icv" | "replay" | "malformed-esp" => {
             "ESP packets come that no host of the cluster has sealed for this one now: old ones that are sent again, or another user of the ESP port (see --esp-port)"
         }
+        "no-member" => {
+            "nobody else has joined the group: 'overlay-dp mdb show' on both hosts; a program joins with IP_ADD_MEMBERSHIP or IPV6_JOIN_GROUP"
+        }
+        "multicast-off" => {
+            "the network carries no broadcast and multicast: 'overlay-dp network inspect' says why, 'network create --multicast snoop' makes one that does"
+        }
+        "flood-limit" => {
+            "a container sends more broadcast or multicast than it may: see 'attach --flood-limit'"
+        }
+        "bad-membership" | "too-many-groups" => {
+            "a container sends IGMP or MLD that is wrong, a query, or joins more than 128 groups: 'overlay-dp capture' shows it"
+        }
         "no-agent" | "punt-queue-full" | "not-punted" => {
             "see whether the agent runs and keeps up: 'overlay-dp status'"
         }

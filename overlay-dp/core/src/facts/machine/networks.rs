@@ -60,6 +60,7 @@ pub(super) fn plan(
         ipv6: second,
         internal: spec.internal,
         encrypted: spec.encrypted,
+        multicast: spec.multicast,
     };
     if let Some(gateway) = spec
         .gateways
