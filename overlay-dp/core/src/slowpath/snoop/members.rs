@@ -136,7 +136,7 @@ impl Members {
     }
 
     /// The next one that is to be asked now whether it is still a member.
-    pub fn to_ask(&mut self, now: Duration) -> Option<Member> {
+    pub fn next_to_ask(&mut self, now: Duration) -> Option<Member> {
         let due = |m: &&mut Member| m.doubt.is_some_and(|(left, at)| left > 0 && at <= now);
         let member = self.sorted.iter_mut().find(due)?;
         let (left, at) = member.doubt?;

@@ -53,6 +53,10 @@ pub struct Records<'a> {
     bytes: &'a [u8],
 }
 
+/// What one record says: nothing of a group that is for all, and of others perhaps nothing that
+/// matters.
+type Record = (Option<Group>, Option<Verb>);
+
 /// The message in a packet. `None` when it is none.
 ///
 /// # Errors
@@ -163,7 +167,7 @@ impl<'a> Records<'a> {
     }
 
     /// Takes the next one off, whole.
-    fn next_record(&mut self) -> Option<Result<(Option<Group>, Option<Verb>), DropReason>> {
+    fn next_record(&mut self) -> Option<Result<Record, DropReason>> {
         self.count = self.count.checked_sub(1)?;
         Some(self.cut().ok_or(BAD).and_then(|(kind, sources, ip)| {
             // RFC 3376 section 4.2.12, RFC 3810 section 5.2.12. To hear from nobody is to leave;

@@ -100,11 +100,14 @@ impl Snooper {
             Said::Query => return Err(DropReason::BadMembership),
             Said::One(None, _) => Ok(()),
             Said::One(Some(group), verb) => take(group, verb),
-            // Those behind one for which there is no room may be leaving.
-            Said::Many(records) => records.fold(Ok(()), |all, (group, verb)| {
-                let one = take(group, verb);
-                all.and(one)
-            }),
+            Said::Many(records) => {
+                let mut all = Ok(());
+                // Those behind one for which there is no room may be leaving.
+                for (group, verb) in records {
+                    all = all.and(take(group, verb));
+                }
+                all
+            }
         };
         taken.map_err(|members::Full| DropReason::TooManyGroups)
     }
@@ -145,7 +148,7 @@ impl Snooper {
             ask(*ifindex, None, sink);
         }
         for _ in 0..BATCH {
-            let Some(member) = self.members.to_ask(now) else {
+            let Some(member) = self.members.next_to_ask(now) else {
                 break;
             };
             ask(member.ifindex, Some(member.group), sink);

@@ -47,8 +47,8 @@ fn who_leaves_is_asked_twice() {
     assert!(!members.leave(1, group(2), 7, s(20)), "is no member");
     assert_eq!(members.due(), Some(s(20)));
     for now in [s(20), s(21)] {
-        assert_eq!(members.to_ask(now).map(|m| m.ifindex), Some(7));
-        assert_eq!(members.to_ask(now), None);
+        assert_eq!(members.next_to_ask(now).map(|m| m.ifindex), Some(7));
+        assert_eq!(members.next_to_ask(now), None);
     }
     // Its answer.
     members.join(1, group(1), 7, s(21)).unwrap();
@@ -123,7 +123,7 @@ proptest! {
                 }
                 Step::Wait(ms) => {
                     now += Duration::from_millis(ms);
-                    let asked = std::iter::from_fn(|| members.to_ask(now)).count();
+                    let asked = std::iter::from_fn(|| members.next_to_ask(now)).count();
                     let mut wanted = 0;
                     for plain in model.values_mut() {
                         while let Some((left @ 1.., at)) = plain.doubt.filter(|(_, at)| *at <= now) {
