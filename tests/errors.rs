@@ -299,6 +299,74 @@ fn networks_and_containers_that_can_not_be() {
     });
 }
 
+/// As Docker has it: what can be done is done and printed, what can't is said, each on its line.
+#[test]
+fn one_of_several_names_that_fails_keeps_none_from_being_done() {
+    let spec = LabSpec {
+        hosts: 1,
+        containers: 1,
+        ..LabSpec::default()
+    };
+    test(BIN, spec, |lab| {
+        let agent = lab.start_agent(1, "")?;
+        let host = lab.host(1);
+        let add = |name: &str, ifname: &str| {
+            let netns = lab.c(1).name();
+            host.overlay(&format!(
+                "container add {name} --network keep --netns {netns} --ifname {ifname}"
+            ))
+        };
+        for network in ["a", "b", "c", "keep"] {
+            host.overlay(&format!("network create {network}"))?;
+        }
+        add("one", "eth1")?;
+        add("two", "eth2")?;
+
+        let done = partly(host, "container rm one nosuch two never")?;
+        ensure!(done.stdout == "one (keep)\ntwo (keep)\n", "{done:?}");
+        says(&done, &["nosuch", "never"])?;
+        let done = partly(host, "network rm a nosuch b never")?;
+        ensure!(done.stdout == "a\nb\n", "{done:?}");
+        says(&done, &["nosuch", "never"])?;
+        let done = partly(host, "network rm nosuch c --json")?;
+        let gone: serde_json::Value = serde_json::from_str(&done.stdout)?;
+        ensure!(gone[0]["name"] == "c" && gone[1].is_null(), "{done:?}");
+        let error: serde_json::Value = serde_json::from_str(done.stderr.trim_end())?;
+        let error = error["error"].as_str().context("no error")?;
+        ensure!(error.contains("nosuch"), "{error}");
+        let done = partly(host, "host promote nosuch never")?;
+        ensure!(done.stdout.is_empty(), "{done:?}");
+        says(&done, &["nosuch", "never"])?;
+        let done = partly(host, "network inspect keep nosuch")?;
+        ensure!(done.stdout.starts_with("keep\n"), "{done:?}");
+        says(&done, &["nosuch"])?;
+
+        host.overlay("network rm keep")?;
+        ensure!(host.overlay_json("network ls")? == serde_json::json!([]));
+        ensure!(agent.stop()?.success());
+        // Without an agent it is said once.
+        says(&partly(host, "network rm a b c")?, &["attach"])
+    });
+}
+
+fn partly(host: &Host, line: &str) -> Result<Done> {
+    let done = host.overlay_any(line)?;
+    ensure!(done.status.code() == Some(1), "{done:?}");
+    Ok(done)
+}
+
+/// One line for each of the words, with that word.
+fn says(done: &Done, words: &[&str]) -> Result<()> {
+    let lines: Vec<&str> = done.stderr.lines().collect();
+    let each = lines.len() == words.len()
+        && lines
+            .iter()
+            .zip(words)
+            .all(|(line, word)| line.contains(word));
+    ensure!(each, "{done:?}");
+    Ok(())
+}
+
 /// Networks, containers, table entries and interfaces of a host.
 fn everything(host: &Host) -> Result<String> {
     let mut text = String::new();
