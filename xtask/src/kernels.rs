@@ -55,8 +55,8 @@ const TESTS: [Tests; 6] = [
     },
     Tests {
         target: "encrypted",
-        chosen: &["linux::", "--ignored"],
-        emulated: &["linux::tcx", "--ignored"],
+        chosen: &["linux", "--ignored"],
+        emulated: &["linux_frames", "--ignored"],
     },
     Tests {
         target: "mixed_hooks",
