@@ -18,6 +18,8 @@ mod hostile;
 mod keys;
 #[path = "encrypted/linux.rs"]
 mod linux;
+#[path = "encrypted/linux_frames.rs"]
+mod linux_frames;
 #[path = "lifecycle/load.rs"]
 mod load;
 #[allow(dead_code, reason = "the cluster's tests use the rest")]

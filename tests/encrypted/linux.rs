@@ -9,7 +9,7 @@
 //!
 //! It needs a kernel with ESP, which `cargo xtask kernels` boots.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -18,11 +18,12 @@ use serde_json::json;
 
 use super::agreement::ask_agent;
 use super::encap::take_esp;
+use super::linux_frames::nothing_was_refused;
 use super::strangers::Identity;
 use super::{BIN, MTU, Secret, spec};
 
 /// What the peer is to be sent with: an SPI, a key and a salt, which are nobody's secret here.
-const GIVEN: &str = "0badcafe\
+pub const GIVEN: &str = "0badcafe\
     000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\
     a0a1a2a3";
 
@@ -48,7 +49,7 @@ fn exchanges_traffic(datapath: &str) {
         let mut secret = Secret::start(lab, datapath)?;
         let (c1, c2) = (secret.c(1).clone(), secret.c(2).clone());
         secret.agents.remove(1).kill();
-        let _socket = be_linux(lab, &secret, &agree(lab)?)?;
+        let _socket = be_linux(lab, secret.vni, (&c2.mac, c2.ip), &agree(lab)?)?;
         let linux = &lab.host(3).ns;
 
         for (from, to) in [(&c1.ns, c2.ip), (linux, c1.ip)] {
@@ -103,7 +104,7 @@ fn agree(lab: &Lab) -> Result<String> {
 const ESP_RULE: &str = "iif to-host1 ipproto udp dport 4500 lookup 100";
 
 /// Makes host3 what host2 is to host1, and c2 as well.
-fn be_linux(lab: &Lab, secret: &Secret<'_>, theirs: &str) -> Result<UdpSocket> {
+pub fn be_linux(lab: &Lab, vni: u32, (mac, ip): (&str, IpAddr), theirs: &str) -> Result<UdpSocket> {
     let (us, it, at) = (lab.host(1).ip, lab.host(2).ip, lab.host(3).ip);
     let router = lab.router();
     router.run(&format!("ip route add {it} via {at} table 100"))?;
@@ -134,12 +135,10 @@ fn be_linux(lab: &Lab, secret: &Secret<'_>, theirs: &str) -> Result<UdpSocket> {
     let socket = ns.within(|| Ok(UdpSocket::bind((it, 4500))?))?;
     take_esp(&socket)?;
 
-    let (vni, c2) = (secret.vni, secret.c(2));
     ns.run(&format!(
-        "ip link add vx0 address {} mtu {MTU} type vxlan id {vni} local {it} remote {us} dstport 4789",
-        c2.mac
+        "ip link add vx0 address {mac} mtu {MTU} type vxlan id {vni} local {it} remote {us} dstport 4789"
     ))?;
-    ns.run(&format!("ip addr add {}/24 dev vx0", c2.ip))?;
+    ns.run(&format!("ip addr add {ip}/24 dev vx0"))?;
     ns.run("ip link set vx0 up")?;
     Ok(socket)
 }
@@ -154,11 +153,5 @@ fn all_of_it_was_esp(secret: &Secret<'_>, linux: &Ns) -> Result<()> {
         let count = secret.counted(1, reason)?;
         ensure!(count == 0, "{count} {reason}");
     }
-    let errors = linux.run("cat /proc/self/net/xfrm_stat")?;
-    for line in errors.lines() {
-        ensure!(line.split_whitespace().last() == Some("0"), "{errors}");
-    }
-    let states = linux.run("ip -s xfrm state")?;
-    ensure!(!states.contains(" 0(packets)"), "{states}");
-    Ok(())
+    nothing_was_refused(linux)
 }

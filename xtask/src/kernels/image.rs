@@ -48,12 +48,16 @@ const MODULES: [&str; 6] = [
 ];
 
 /// Files of the agent's and of C libraries that programs look for.
-const ETC: [(&str, &str); 5] = [
+const ETC: [(&str, &str); 6] = [
     ("etc/passwd", "root:x:0:0:root:/:/bin/sh\n"),
     ("etc/group", "root:x:0:\n"),
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
     ("etc/nsswitch.conf", "hosts: files dns\n"),
     ("etc/resolv.conf", ""),
+    (
+        "etc/protocols",
+        "icmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nesp 50 ESP\nipv6-icmp 58 IPv6-ICMP\n",
+    ),
 ];
 
 /// A job of the guest: a program with its environment (`NAME=VALUE`) and arguments.
