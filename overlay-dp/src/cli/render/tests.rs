@@ -16,6 +16,8 @@ fn network(internal: bool) -> NetworkInfo {
         ipv6: None,
         internal,
         encrypted: false,
+        multicast: Multicast::Snoop,
+        multicast_by_size: true,
         hosts: 1,
         endpoints: Some(1),
         attached: true,
