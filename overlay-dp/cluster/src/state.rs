@@ -19,7 +19,7 @@ use crate::pki::Identity;
 
 const FILE: &str = "state.json";
 const RAFT: &str = "raft";
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 
 /// All of a host's durable state.
 #[derive(Clone, Serialize, Deserialize)]

@@ -9,5 +9,6 @@ pub mod health;
 pub mod holdings;
 pub mod maglev;
 pub mod model;
+pub mod policy;
 pub mod slowpath;
 pub mod tables;

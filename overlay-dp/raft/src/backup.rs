@@ -11,7 +11,7 @@ use crate::file::encode;
 use crate::machine::decode_machine;
 
 const MAGIC: &[u8; 8] = b"OVDPBKUP";
-const FORMAT: u16 = 4;
+const FORMAT: u16 = 5;
 const HEAD: usize = 8 + 2 + 8;
 const SUM: usize = 32;
 

@@ -22,7 +22,7 @@ use crate::types::{LogId, Store, Vote};
 
 const NAME: &str = "raft.redb";
 const NEW: &str = "raft.redb.new";
-const FORMAT: u16 = 4;
+const FORMAT: u16 = 5;
 const CACHE: usize = 8 << 20;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");

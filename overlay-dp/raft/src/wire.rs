@@ -20,7 +20,7 @@ pub(crate) const PIECE: usize = 512 << 10;
 /// No snapshot is longer, in bytes: 1000 hosts that hold all they may need far less.
 pub(crate) const MAX_SNAPSHOT: u64 = 256 << 20;
 
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 /// Terms rise by one per election: a jump like this is no election.
 const MAX_TERM_STEP: u64 = 1 << 32;
 const MAX_INDEX: u64 = 1 << 56;

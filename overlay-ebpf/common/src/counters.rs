@@ -96,6 +96,10 @@ counters! {
         Replay => "replay",
         /// An ESP packet that ends too early, or with something else than VXLAN inside.
         MalformedEsp => "malformed-esp",
+        /// The policies of the endpoint that it is for do not let it in.
+        Policy => "policy",
+        /// A container sent more than its rate allows.
+        RateLimit => "rate-limit",
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Range, Version};
 use crate::health::HealthCheck;
 use crate::model::{EndpointMode, Host, HostId, MacAddr, Network, Service, ServicePort, Vni};
+use crate::policy::{Policy, PolicyRule};
 
 /// What a user asks for; the rest is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,17 @@ pub struct ServiceSpec {
     pub ip: Option<IpAddr>,
     /// What tells whether its tasks are ready.
     pub check: Option<HealthCheck>,
+}
+
+/// A policy that a user asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySpec {
+    /// Unique in the cluster.
+    pub name: String,
+    /// Its network's name.
+    pub network: String,
+    /// What it says.
+    pub rule: PolicyRule,
 }
 
 /// One step of the cluster's state. All chance and time comes in with it.
@@ -156,6 +168,23 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Adds a policy.
+    PolicyAdd {
+        /// What is asked for.
+        spec: PolicySpec,
+    },
+    /// Removes a policy.
+    PolicyRemove {
+        /// Its name.
+        name: String,
+    },
+    /// What becomes in a network of what no policy is about.
+    PolicyDefault {
+        /// The network's name.
+        network: String,
+        /// Whether it is denied.
+        deny: bool,
+    },
 }
 
 /// What a host asks for in a network.
@@ -192,4 +221,6 @@ pub enum Reply {
     Granted(Vec<Range>),
     /// The service made.
     Service(Service),
+    /// The policy added.
+    Policy(Policy),
 }

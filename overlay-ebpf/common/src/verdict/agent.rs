@@ -2,6 +2,7 @@
 
 use super::{Frame, Tables, Verdict};
 use crate::counters::DropReason;
+use crate::policy;
 use crate::punt::{self, Kind};
 use crate::wire::{
     ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, IPV4_LEN, IPV6_LEN, Ip16, OUTER_V4_LEN, UDP_LEN, be16,
@@ -39,6 +40,9 @@ where
             frame
                 .load::<ETH_LEN>(OUTER_V4_LEN)
                 .ok_or(DropReason::Truncated)?;
+            if port.is_policed() {
+                policy::judge(frame, OUTER_V4_LEN, tables, port.vni, ifindex)?;
+            }
             Ok(act(Verdict::Decap {
                 ifindex,
                 family: Family::V4,

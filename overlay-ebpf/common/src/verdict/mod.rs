@@ -31,7 +31,9 @@ use crate::layout::{
     PortEntry, VtepEntry,
 };
 use crate::outer::{Meta, mix};
+use crate::policy::PolicyEntry;
 use crate::punt::Reason;
+use crate::service;
 use crate::wire::{
     ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, Family, IPV4_LEN, Ip16, Mac, PROTO_SCTP, PROTO_TCP,
     PROTO_UDP, be16,
@@ -82,6 +84,25 @@ pub trait Tables {
 
     /// Notes through whose router a flow came in, for the programs.
     fn set_entrance(&self, _: &FlowKey, _: &EntranceEntry) {}
+
+    /// Who may reach the endpoint behind a policed port.
+    fn policy(&self, _: u32) -> Option<&PolicyEntry> {
+        None
+    }
+
+    /// Whether a policed endpoint of this host has begun a flow: only the programs know.
+    fn has_begun(&self, _: &service::FlowKey) -> bool {
+        false
+    }
+
+    /// Notes that a policed endpoint of this host has begun a flow, for the programs.
+    fn set_begun(&self, _: &service::FlowKey) {}
+
+    /// Has a port with a limit pay for what it sends; false when it can't. See [`crate::rate`]. The
+    /// programs alone have a clock.
+    fn charge(&self, _: u32, _: &PortEntry, _: u32) -> bool {
+        true
+    }
 }
 
 /// What is to become of a frame.

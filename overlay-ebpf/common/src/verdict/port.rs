@@ -6,6 +6,7 @@ use super::{Eth, Frame, Tables, Verdict, flow_hash, wire_len};
 use crate::counters::DropReason;
 use crate::layout::{FdbKey, NeighbourKey, PORT_BACKEND, PORT_ROUTER, PortEntry};
 use crate::outer::{Meta, mix};
+use crate::policy;
 use crate::punt::Reason;
 use crate::wire::{
     ARP_REQUEST, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ICMPV6_NS, IPV4_LEN, IPV6_LEN, Ip16,
@@ -173,10 +174,24 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
         act: impl FnOnce(Verdict<'t>) -> R,
     ) -> Result<R, DropReason> {
         let vni = self.entry.vni;
+        let place = self.tables.fdb(&FdbKey::new(vni, self.eth.dst));
+        // What is for a service is decided about again, as for one of its tasks.
+        let balanced = place.is_some_and(|place| place.is_service());
+        if self.entry.rate != 0
+            && !balanced
+            && !self
+                .tables
+                .charge(self.ifindex, self.entry, self.frame.total_len())
+        {
+            return Err(DropReason::RateLimit);
+        }
         if len > self.entry.mtu {
             return Ok(act(self.punt(Reason::TooBig)));
         }
-        let Some(entry) = self.tables.fdb(&FdbKey::new(vni, self.eth.dst)) else {
+        if self.entry.is_policed() && !balanced {
+            policy::note_begun(self.frame, self.tables, vni);
+        }
+        let Some(entry) = place else {
             let reason = if is_group(&self.eth.dst) {
                 Reason::Flood
             } else {
@@ -202,6 +217,9 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
                     mac: self.eth.dst,
                     answer: self.answer(),
                 }));
+            }
+            if entry.is_policed() {
+                policy::judge(self.frame, 0, self.tables, vni, ifindex)?;
             }
             if self.is_router() {
                 return Ok(act(Verdict::Enter { ifindex, vni }));

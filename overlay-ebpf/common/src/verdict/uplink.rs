@@ -6,6 +6,7 @@ use crate::counters::DropReason;
 use crate::echo;
 use crate::layout::{Config, FdbKey};
 use crate::outer::decap_ecn;
+use crate::policy;
 use crate::punt::Reason;
 use crate::wire::{
     ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, IPV4_LEN, IPV6_LEN, Ip16, PROTO_UDP, UDP_LEN,
@@ -286,6 +287,9 @@ fn inner<'t, F: Frame, T: Tables, R>(
     if destination.is_gateway() {
         let reason = Reason::UnknownDestination;
         return Ok(act(Verdict::Punt { reason, vni }));
+    }
+    if destination.is_policed() {
+        policy::judge(frame, outer_len, tables, vni, ifindex)?;
     }
     let router = destination.is_router();
     let entered = !router && source.is_some_and(|source| source.is_router());
