@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use overlay_core::facts::{
-    self, FactsNews, NetworkSpec, Range, Refusal, PolicySpec, ServiceSpec, Version, Want,
+    self, FactsNews, NetworkSpec, PolicySpec, Range, Refusal, ServiceSpec, Version, Want,
 };
 use overlay_core::model::{Host, HostId, MacAddr, Vni};
 use serde::{Deserialize, Serialize};

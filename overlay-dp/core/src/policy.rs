@@ -359,8 +359,17 @@ mod tests {
         for text in ["", "web", "service:", "service:a b", "10.0.0.0/33"] {
             assert!(text.parse::<Selector>().is_err(), "{text}");
         }
-        assert_eq!("80".parse(), Ok(PortRange { first: 80, last: 80 }));
-        assert_eq!("8000-8010".parse::<PortRange>().unwrap().to_string(), "8000-8010");
+        assert_eq!(
+            "80".parse(),
+            Ok(PortRange {
+                first: 80,
+                last: 80
+            })
+        );
+        assert_eq!(
+            "8000-8010".parse::<PortRange>().unwrap().to_string(),
+            "8000-8010"
+        );
         for text in ["0", "90-80", "65536", "-", "80-", "a"] {
             assert!(text.parse::<PortRange>().is_err(), "{text}");
         }

@@ -97,6 +97,7 @@ pub(crate) async fn start(
         .route("/v1/detach", post(detach))
         .merge(super::admin::router())
         .merge(super::services::router())
+        .merge(super::policies::router())
         .merge(super::keys::router())
         .merge(super::attachments::router())
         .merge(super::metrics::router())
@@ -479,6 +480,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
         attachment: ask.attachment,
         docker: None,
         publish: ask.publish,
+        limit: ask.limit,
         steps,
     };
     let port = match ctx

@@ -16,6 +16,7 @@ use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
     names,
 };
+use overlay_common::policy::PolicyEntry;
 use overlay_common::service::{Peer, SlotKey};
 use overlay_common::wire::Ip16;
 use overlay_core::tables::{MapContents, MapUpdate, Tables};
@@ -24,7 +25,7 @@ pub use hooks::{Hook, HookKind, Site, detach_filter_of};
 pub use try_out::{Action, Tried};
 
 /// Pins of another layout are another directory: bump it with any change of `layout`.
-const LAYOUT_VERSION: &str = "v4";
+const LAYOUT_VERSION: &str = "v5";
 
 #[cfg(with_ebpf)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_EBPF_OBJECT"));
@@ -47,6 +48,7 @@ struct Maps {
     neighbours: HashMap<MapData, NeighbourKey, NeighbourEntry>,
     vteps: HashMap<MapData, Ip16, VtepEntry>,
     slots: HashMap<MapData, SlotKey, Peer>,
+    policies: HashMap<MapData, u32, PolicyEntry>,
     drops: PerCpuArray<MapData, u64>,
     stats: PerCpuArray<MapData, u64>,
     xsks: XskMap<MapData>,
@@ -119,7 +121,7 @@ impl Bpf {
     /// When a map is full or the kernel refuses. Deleting what is not there is no error.
     pub fn apply(&mut self, update: MapUpdate) -> Result<()> {
         let maps = &mut self.maps;
-        let done = match update {
+        let done = match update.clone() {
             MapUpdate::SetPort(key, value) => maps.ports.insert(key, value, 0),
             MapUpdate::DelPort(key) => absent_is_fine(maps.ports.remove(&key)),
             MapUpdate::SetNetwork(key, value) => maps.networks.insert(key, value, 0),
@@ -136,6 +138,8 @@ impl Bpf {
             },
             MapUpdate::SetVtep(key, value) => maps.vteps.insert(key, value, 0),
             MapUpdate::DelVtep(key) => absent_is_fine(maps.vteps.remove(&key)),
+            MapUpdate::SetPolicy(key, value) => maps.policies.insert(key, *value, 0),
+            MapUpdate::DelPolicy(key) => absent_is_fine(maps.policies.remove(&key)),
             MapUpdate::SetSlot(key, value) => maps.slots.insert(key, value, 0),
             MapUpdate::DelSlot(key) => absent_is_fine(maps.slots.remove(&key)),
         };
@@ -155,6 +159,7 @@ impl Bpf {
             neighbours: maps.neighbours.iter().collect::<Result<_, _>>()?,
             vteps: maps.vteps.iter().collect::<Result<_, _>>()?,
             slots: maps.slots.iter().collect::<Result<_, _>>()?,
+            policies: maps.policies.iter().collect::<Result<_, _>>()?,
         })
     }
 
@@ -190,6 +195,9 @@ impl Bpf {
         })?;
         sweep_map(&mut maps.ports, &mut swept, |ifindex, _| {
             Stale::new(wanted.port_entry(*ifindex).is_some(), || false)
+        })?;
+        sweep_map(&mut maps.policies, &mut swept, |ifindex, _| {
+            Stale::new(wanted.policy_entry(*ifindex).is_some(), || false)
         })?;
         sweep_map(&mut maps.networks, &mut swept, |vni, _| {
             Stale::new(wanted.network_entry(*vni).is_some(), || false)
@@ -267,6 +275,7 @@ impl Maps {
             neighbours: map(names::NEIGHBOURS)?.try_into()?,
             vteps: map(names::VTEPS)?.try_into()?,
             slots: map(names::SLOTS)?.try_into()?,
+            policies: map(names::POLICIES)?.try_into()?,
             drops: map(names::DROPS)?.try_into()?,
             stats: map(names::STATS)?.try_into()?,
             xsks: map(names::XSKS)?.try_into()?,

@@ -6,6 +6,8 @@ mod capture;
 mod docker;
 mod docs;
 mod key;
+mod limit;
+mod policy;
 mod render;
 mod run;
 mod service;
@@ -158,6 +160,7 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
         Command::Docker(command) => docker::run(instance, json, command).await,
         Command::Container(command) => container(instance, json, command).await,
         Command::Key(command) => key::key(instance, json, command).await,
+        Command::Policy(command) => policy::policy(instance, json, command).await,
         Command::Service(command) => service::service(instance, json, command).await,
         Command::Fdb(command) => fdb(instance, json, command).await,
     }
@@ -264,6 +267,7 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
             service,
             resolv_conf,
             publish,
+            limit,
         } => {
             let netns = match (netns, pid) {
                 (Some(text), _) => args::parse_netns(&text)?,
@@ -282,6 +286,7 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
                 resolv_conf,
                 attachment: None,
                 publish,
+                limit: limit.limit(),
             };
             let added: ContainerInfo =
                 call(instance, Method::POST, "/v1/containers", Some(&request)).await?;

@@ -183,7 +183,9 @@ pub enum Refusal {
     #[error(transparent)]
     Policy(#[from] PolicyError),
     /// A service's own address is nobody's.
-    #[error("{ip} is the address of service '{service}', whose tasks are reached: say --to service:{service}")]
+    #[error(
+        "{ip} is the address of service '{service}', whose tasks are reached: say --to service:{service}"
+    )]
     PolicyToVip {
         /// As asked for.
         ip: IpAddr,

@@ -107,7 +107,8 @@ impl Net {
             let entry = match owner {
                 Owner::Gateway => self.gateway_entry(),
                 _ => owner.fdb_entry().map(|entry| {
-                    let policed = matches!(owner, Owner::Port(port) if self.policed.contains(&port));
+                    let policed =
+                        matches!(owner, Owner::Port(port) if self.policed.contains(&port));
                     let entry = entry.with(backend | router).policed(policed);
                     entry.identified(who)
                 }),
@@ -192,7 +193,10 @@ impl Net {
             if port.entry != entry && self.active {
                 updates.push(MapUpdate::SetPort(ifindex, port.entry));
             }
-            let (mac, rank) = (port.record.mac, Owner::Port(ifindex).rank(port.record.mac_seq));
+            let (mac, rank) = (
+                port.record.mac,
+                Owner::Port(ifindex).rank(port.record.mac_seq),
+            );
             let before = self.fdb(mac).copied();
             if let Some(entry) = self.macs.get_mut(mac, rank).and_then(Option::as_mut) {
                 *entry = entry.policed(port.policy.is_some());

@@ -1,5 +1,19 @@
 //! What to do about a drop.
 
+use overlay_common::counters::DropReason;
+
+use crate::agent::Judgement;
+
+/// What a step says of a frame that is dropped.
+pub fn dropped(reason: &str, judgement: &Judgement) -> String {
+    match &judgement.policy {
+        Some(policy) if reason == DropReason::Policy.name() => {
+            format!("dropped: {reason} ({policy})")
+        }
+        _ => format!("dropped: {reason}"),
+    }
+}
+
 /// In one line, by the name of the reason for a drop or for a frame's way to the agent.
 pub fn about(reason: &str) -> &'static str {
     match reason {
@@ -60,6 +74,12 @@ pub fn about(reason: &str) -> &'static str {
         }
         "unknown-spi" | "bad-icv" | "replay" | "malformed-esp" => {
             "ESP packets come that no host of the cluster has sealed for this one now: old ones that are sent again, or another user of the ESP port (see --esp-port)"
+        }
+        "policy" => {
+            "the receiver's policies do not let it in: 'overlay-dp policy ls', and 'overlay-dp policy add' for what is to be reached"
+        }
+        "rate-limit" => {
+            "the container sends more than its --rate: 'overlay-dp container ls --json' shows it"
         }
         "no-agent" | "punt-queue-full" | "not-punted" => {
             "see whether the agent runs and keeps up: 'overlay-dp status'"
