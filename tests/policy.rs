@@ -196,6 +196,7 @@ fn enforces(datapath: &str) {
         own.echo(100_000)?;
         bed.only_api_gets_in()?;
         lab.verify_clean(SOON)?;
+        repairs(&bed)?;
 
         // Hosts, and who comes through them, are nobody's service.
         is_silent(&host1.ns, bed.at(80))?;
@@ -268,6 +269,30 @@ fn services_and_names(bed: &Bed<'_>) -> Result<()> {
     let answer = bed.web.ns.run("dig @10.0.0.1 +time=2 +tries=2 +short c2")?;
     ensure!(answer.trim() == bed.api.ip.to_string(), "{answer}");
     bed.asked().overlay("service rm web").map(drop)
+}
+
+/// What somebody did to the maps closes the port, is found, and mended.
+fn repairs(bed: &Bed<'_>) -> Result<()> {
+    let host = bed.lab.host(1);
+    let pins = format!("/sys/fs/bpf/overlay-dp/{}", host.instance);
+    let dirs = std::fs::read_dir(&pins)?.flatten();
+    let mut maps = dirs.map(|dir| dir.path().join("maps/OVL_POLICIES"));
+    let map = maps.find(|map| map.exists()).context("no map")?;
+    let listed = host.overlay_json("container ls --local")?;
+    let mut rows = listed.as_array().context("no list")?.iter();
+    let row = rows.find(|row| row["name"] == "c1");
+    let port = row.and_then(|row| row["local"]["port_ifindex"].as_u64());
+    let key = u32::try_from(port.context("no port")?)?.to_ne_bytes();
+    let key = key.map(|byte| format!("{byte:02x}")).join(" ");
+    let map = map.display();
+    host.ns
+        .run(&format!("bpftool map delete pinned {map} key hex {key}"))?;
+    is_silent(&bed.api.ns, bed.at(80))?;
+    let found = host.overlay_any("verify")?;
+    ensure!(found.stdout.contains("policies of a port"), "{found:?}");
+    host.overlay_any("verify --repair")?;
+    bed.lab.verify_clean(SOON)?;
+    bed.only_api_gets_in()
 }
 
 /// A network that denies is closed from the first packet on.

@@ -220,7 +220,7 @@ fn programs_and_native_verdicts_agree_about_policies() {
         Rule {
             ip: map_v4(OUTSIDE),
             mask: [0xff; 16],
-            outside: 1,
+            outside: true,
             ..ANY
         },
     ];

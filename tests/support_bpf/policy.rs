@@ -24,18 +24,12 @@ pub const ANY: Rule = Rule {
     last_port: u16::MAX,
     protocol: 0,
     action: ALLOW,
-    outside: 0,
-    _zero: 0,
+    outside: false,
 };
 
 /// The world with these policies about the endpoints behind both ports.
 pub fn police(tables: &mut Memory, closed: bool, rules: &[Rule]) {
-    let mut entry = PolicyEntry {
-        closed: closed.into(),
-        count: rules.len() as u32,
-        ..PolicyEntry::SHUT
-    };
-    entry.rules[..rules.len()].copy_from_slice(rules);
+    let entry = PolicyEntry::new(closed, rules.iter().copied());
     for ifindex in [PORT_A, PORT_B] {
         tables.policies.insert(ifindex, entry);
         tables.ports.get_mut(&ifindex).unwrap().flags |= PORT_POLICED;

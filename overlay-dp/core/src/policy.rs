@@ -198,8 +198,7 @@ impl PolicyRule {
                 Action::Allow => ALLOW,
                 Action::Deny => DENY,
             },
-            outside: u8::from(self.from == Selector::Outside),
-            _zero: 0,
+            outside: self.from == Selector::Outside,
         }
     }
 }

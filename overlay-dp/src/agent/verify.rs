@@ -417,7 +417,7 @@ impl Agent {
 
     async fn repair(&mut self, report: &Report) -> Result<()> {
         for update in &report.updates {
-            self.bpf.apply(*update)?;
+            self.bpf.apply(update.clone())?;
         }
         let owner = self.options.instance.owner();
         for name in self.orphans().await? {

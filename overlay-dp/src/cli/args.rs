@@ -308,6 +308,7 @@ pub enum ContainerCommand {
         /// Publish a port of it on this host (repeatable)
         #[arg(long, value_name = "[HOSTIP:]HOSTPORT:PORT[/udp]")]
         publish: Vec<Publish>,
+        /// How much it may send
         #[command(flatten)]
         limit: LimitArgs,
     },

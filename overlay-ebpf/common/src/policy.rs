@@ -2,7 +2,7 @@
 //!
 //! A port that policies are about has [`PORT_POLICED`](crate::layout::PORT_POLICED), and its MAC's
 //! entry [`FDB_POLICED`](crate::layout::FDB_POLICED); others cost a look at that bit. A matching rule
-//! that denies wins; else one that allows; else [`PolicyEntry::closed`] tells. What answers something
+//! that denies wins; else one that allows; else [`PolicyEntry::otherwise`] tells. What answers something
 //! that the endpoint itself has begun always comes in: [`note_begun`] notes what it begins.
 //!
 //! The sender is known by its MAC, which is bound to its port, or to its VTEP.
@@ -21,15 +21,14 @@ pub const MAX_RULES: usize = 64;
 /// [`Rule::protocol`] of ICMP, in both families.
 pub const PROTO_ICMP: u8 = 1;
 /// [`Rule::action`]: it comes in, unless another rule denies it.
-pub const ALLOW: u8 = 1;
+pub const ALLOW: u32 = 1;
 /// [`Rule::action`]: it does not come in.
-pub const DENY: u8 = 2;
+pub const DENY: u32 = 2;
 /// From here on ports are given to who begins (Linux's `ip_local_port_range`).
 const EPHEMERAL: u16 = 32768;
 
 /// One rule about who may reach an endpoint. All that it says must be so.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The sender's address …
     pub ip: Ip16,
@@ -44,13 +43,50 @@ pub struct Rule {
     /// TCP, UDP, [`PROTO_ICMP`], or 0 for any.
     pub protocol: u8,
     /// [`ALLOW`] or [`DENY`].
-    pub action: u8,
-    /// 1 when it must come through a host's router: from a host itself, or from outside.
-    pub outside: u8,
-    /// Zero.
-    pub _zero: u8,
+    pub action: u32,
+    /// It must come through a host's router: from a host itself, or from outside.
+    pub outside: bool,
 }
-pod!(Rule, 44);
+
+/// A [`Rule`] as the programs have it: each of its conditions is a difference that must be 0, so that
+/// all of them are looked at with one branch. With one for each condition the verifier would follow
+/// more ways through [`MAX_RULES`] of them than it does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleEntry {
+    ip: Ip16,
+    mask: Ip16,
+    identity: u32,
+    identity_mask: u32,
+    protocol: u32,
+    protocol_mask: u32,
+    first_port: u32,
+    last_port: u32,
+    outside: u32,
+    /// All ones when it denies: what hides its ports is not told apart then.
+    deny_mask: u32,
+    action: u32,
+}
+pod!(RuleEntry, 68);
+
+impl From<Rule> for RuleEntry {
+    fn from(rule: Rule) -> RuleEntry {
+        let mask = |is: bool| if is { u32::MAX } else { 0 };
+        RuleEntry {
+            ip: rule.ip,
+            mask: rule.mask,
+            identity: rule.identity,
+            identity_mask: mask(rule.identity != 0),
+            protocol: rule.protocol.into(),
+            protocol_mask: mask(rule.protocol != 0),
+            first_port: rule.first_port.into(),
+            last_port: rule.last_port.into(),
+            outside: mask(rule.outside),
+            deny_mask: mask(rule.action == DENY),
+            action: rule.action,
+        }
+    }
+}
 
 /// Who may reach the endpoint behind a port.
 #[repr(C)]
@@ -58,17 +94,17 @@ pod!(Rule, 44);
 pub struct PolicyEntry {
     /// How many rules there are.
     pub count: u32,
-    /// 1 when what no rule is about is denied.
-    pub closed: u32,
+    /// 0 when what no rule is about is denied, else [`ALLOW`].
+    pub otherwise: u32,
     /// The rules; those behind `count` are zero.
-    pub rules: [Rule; MAX_RULES],
+    pub rules: [RuleEntry; MAX_RULES],
 }
-pod!(PolicyEntry, 2824);
+pod!(PolicyEntry, 4360);
 
 impl core::fmt::Debug for PolicyEntry {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("PolicyEntry")
-            .field("closed", &self.closed)
+            .field("otherwise", &self.otherwise)
             .field("rules", &self.used())
             .finish()
     }
@@ -78,77 +114,78 @@ impl PolicyEntry {
     /// Nobody comes in.
     pub const SHUT: PolicyEntry = PolicyEntry {
         count: 0,
-        closed: 1,
-        rules: [Rule {
+        otherwise: 0,
+        rules: [RuleEntry {
             ip: UNSPECIFIED,
             mask: UNSPECIFIED,
             identity: 0,
+            identity_mask: 0,
+            protocol: 0,
+            protocol_mask: 0,
             first_port: 0,
             last_port: 0,
-            protocol: 0,
-            action: 0,
             outside: 0,
-            _zero: 0,
+            deny_mask: 0,
+            action: 0,
         }; MAX_RULES],
     };
 
+    /// These rules, of which those that are too many are left out.
+    pub fn new(closed: bool, rules: impl IntoIterator<Item = Rule>) -> PolicyEntry {
+        let mut entry = PolicyEntry {
+            otherwise: if closed { 0 } else { ALLOW },
+            ..PolicyEntry::SHUT
+        };
+        for (slot, rule) in entry.rules.iter_mut().zip(rules) {
+            *slot = rule.into();
+            entry.count += 1;
+        }
+        entry
+    }
+
     /// The rules.
-    pub fn used(&self) -> &[Rule] {
+    pub fn used(&self) -> &[RuleEntry] {
         self.rules.get(..self.count as usize).unwrap_or(&self.rules)
     }
 
     /// Whether something comes in, answers aside.
     #[inline(always)]
     fn allows(&self, seen: &Seen) -> bool {
-        let mut acted = 0;
-        let mut i = 0;
         // What is gathered comes from memory, so the verifier does not tell apart which rule it was.
+        let mut acted = self.otherwise;
+        let mut i = 0;
         while i < MAX_RULES {
             if i >= self.count as usize {
                 break;
             }
             let rule = &self.rules[i];
-            if rule.matches(seen) {
+            if rule.difference(seen) == 0 {
                 acted |= rule.action;
             }
             i += 1;
         }
-        if acted & DENY != 0 {
-            return false;
-        }
-        acted & ALLOW != 0 || self.closed == 0
+        acted & (ALLOW | DENY) == ALLOW
     }
 }
 
-impl Rule {
+impl RuleEntry {
+    /// 0 when all that it says is so.
     #[inline(always)]
-    fn matches(&self, seen: &Seen) -> bool {
-        if self.identity != 0 && self.identity != seen.identity {
-            return false;
-        }
-        if self.outside != 0 && !seen.outside {
-            return false;
-        }
+    fn difference(&self, seen: &Seen) -> u32 {
         let (src, ip, mask) = (words(&seen.key.src), words(&self.ip), words(&self.mask));
-        let differs = ((src[0] ^ ip[0]) & mask[0])
+        let address = ((src[0] ^ ip[0]) & mask[0])
             | ((src[1] ^ ip[1]) & mask[1])
             | ((src[2] ^ ip[2]) & mask[2])
             | ((src[3] ^ ip[3]) & mask[3]);
-        if differs != 0 {
-            return false;
-        }
-        if self.protocol == 0 {
-            return true;
-        }
+        let who = ((seen.identity ^ self.identity) & self.identity_mask)
+            | (self.outside & !seen.outside)
+            | address;
+        // Negative when it is out of the range.
+        let port = seen.port.wrapping_sub(self.first_port) | self.last_port.wrapping_sub(seen.port);
+        let what =
+            ((seen.key.protocol ^ self.protocol) & self.protocol_mask) | (port & 0x8000_0000);
         // What can't be seen may be what is denied, and is not what is allowed.
-        if seen.key.protocol == 0 {
-            return self.action == DENY;
-        }
-        if self.protocol as u32 != seen.key.protocol {
-            return false;
-        }
-        let port = seen.dst_port();
-        self.first_port <= port && port <= self.last_port
+        who | (what & !(seen.hidden & self.deny_mask))
     }
 }
 
@@ -171,7 +208,12 @@ struct Seen {
     key: FlowKey,
     kind: Kind,
     identity: u32,
-    outside: bool,
+    /// All ones when it comes through a host's router.
+    outside: u32,
+    /// The destination port; 0 for none.
+    port: u32,
+    /// All ones when its protocol can't be seen.
+    hidden: u32,
 }
 
 impl Seen {
@@ -188,7 +230,9 @@ impl Seen {
             },
             kind: Kind::Other,
             identity: 0,
-            outside: false,
+            outside: 0,
+            port: 0,
+            hidden: 0,
         };
         let [t0, t1] = frame.load(at + ETH_LEN - 2)?;
         let ip = at + ETH_LEN;
@@ -278,7 +322,13 @@ impl Seen {
         let mac: Mac = frame.load(at + 6)?;
         if let Some(source) = tables.fdb(&FdbKey::new(self.key.vni, mac)) {
             self.identity = source.identity();
-            self.outside = source.is_router();
+            if source.is_router() {
+                self.outside = u32::MAX;
+            }
+        }
+        self.port = self.dst_port() as u32;
+        if self.key.protocol == 0 {
+            self.hidden = u32::MAX;
         }
         Some(())
     }
@@ -297,7 +347,7 @@ impl Seen {
 ///
 /// # Errors
 /// [`DropReason::Policy`] when it must not come in.
-#[inline(never)]
+#[inline(always)]
 pub fn judge<F: Frame, T: Tables>(
     frame: &F,
     at: usize,
@@ -342,7 +392,7 @@ pub fn deciding<F: Frame, T: Tables>(
     seen.identify(frame, at, tables)?;
     let matching = |action| {
         let rules = &mut entry.used().iter();
-        rules.position(|rule| rule.action == action && rule.matches(&seen))
+        rules.position(|rule| rule.action == action && rule.difference(&seen) == 0)
     };
     matching(DENY).or_else(|| matching(ALLOW))
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use overlay_common::policy::PolicyEntry;
+use overlay_common::policy::{MAX_RULES, PolicyEntry};
 
 use super::record::Record;
 use crate::policy::{Action, Policy};
@@ -33,22 +33,18 @@ impl NetPolicies {
     /// What the programs are to know of an endpoint; `None` when everybody may reach it. Whom a
     /// policy allows something is closed to others.
     pub(super) fn entry(&self, record: &Record) -> Option<Box<PolicyEntry>> {
-        let mut entry = Box::new(PolicyEntry::SHUT);
         if record.router {
             return None;
         }
-        let mut closed = self.deny;
-        for (index, policy) in self.about(record).enumerate() {
-            let Some(slot) = entry.rules.get_mut(index) else {
-                // More than managers agree to: nobody comes in.
-                return Some(Box::new(PolicyEntry::SHUT));
-            };
-            *slot = policy.rule.compiled();
-            entry.count += 1;
-            closed |= policy.rule.action == Action::Allow;
+        let count = self.about(record).count();
+        if count > MAX_RULES {
+            // More than managers agree to.
+            return Some(Box::new(PolicyEntry::SHUT));
         }
-        entry.closed = closed.into();
-        (closed || entry.count > 0).then_some(entry)
+        let mut rules = self.about(record).map(|policy| &policy.rule);
+        let closed = self.deny || rules.any(|rule| rule.action == Action::Allow);
+        let rules = self.about(record).map(|policy| policy.rule.compiled());
+        (closed || count > 0).then(|| Box::new(PolicyEntry::new(closed, rules)))
     }
 }
 

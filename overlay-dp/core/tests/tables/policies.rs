@@ -57,15 +57,19 @@ fn a_policy_is_about_whom_it_names() {
     drain(&mut tables, &mut maps);
     assert_eq!(maps.policies.keys().copied().collect::<Vec<_>>(), [7]);
     let entry = maps.policies[&7];
-    assert_eq!((entry.closed, entry.count), (1, 1));
-    assert_eq!(entry.rules[0].identity, identity("api"));
-    assert_eq!(entry.rules[0].action, ALLOW);
+    assert_eq!((entry.otherwise, entry.count), (0, 1));
+    assert_eq!(entry.used(), [web.rule.compiled().into()]);
+    let compiled = web.rule.compiled();
+    assert_eq!(
+        (compiled.identity, compiled.action),
+        (identity("api"), ALLOW)
+    );
 
     // A deny policy closes nothing; an address names whoever has it.
     let other = policy("other", "10.0.0.3", "any", Action::Deny);
     set(&mut tables, &[other.clone(), web.clone()], false);
     drain(&mut tables, &mut maps);
-    assert_eq!(maps.policies[&8].closed, 0);
+    assert_eq!(maps.policies[&8].otherwise, ALLOW);
     assert_eq!(tables.policy_at(8, 0), Some(&other));
     assert_eq!(tables.policy_at(7, 0), Some(&web));
 

@@ -2,7 +2,7 @@
 
 use super::neighbour::{self, Arp};
 use super::router::Leaving;
-use super::{Eth, Frame, Tables, Verdict, flow_hash, wire_len};
+use super::{Eth, Frame, Tables, Verdict, admitted, flow_hash, wire_len};
 use crate::counters::DropReason;
 use crate::layout::{FdbKey, NeighbourKey, PORT_BACKEND, PORT_ROUTER, PortEntry};
 use crate::outer::{Meta, mix};
@@ -15,10 +15,14 @@ use crate::wire::{
 
 /// Decides about a frame that came in on the port with this ifindex.
 pub fn from_port<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T, ifindex: u32) -> Verdict<'t> {
-    from_port_then(frame, tables, ifindex, |verdict| verdict).unwrap_or_else(Verdict::Drop)
+    admitted(
+        frame,
+        tables,
+        from_port_then(frame, tables, ifindex, |verdict| verdict),
+    )
 }
 
-/// [`from_port`], with `act` called with the verdict.
+/// [`from_port`], with `act` called with the verdict, which [`admit`](super::admit) has not seen.
 ///
 /// # Errors
 /// Why the frame is to be dropped.
@@ -218,14 +222,20 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
                     answer: self.answer(),
                 }));
             }
-            if entry.is_policed() {
-                policy::judge(self.frame, 0, self.tables, vni, ifindex)?;
-            }
+            let policed = if entry.is_policed() { vni } else { 0 };
             if self.is_router() {
-                return Ok(act(Verdict::Enter { ifindex, vni }));
+                return Ok(act(Verdict::Enter {
+                    ifindex,
+                    vni,
+                    policed,
+                }));
             }
             let answer = self.answer();
-            return Ok(act(Verdict::Switch { ifindex, answer }));
+            return Ok(act(Verdict::Switch {
+                ifindex,
+                answer,
+                policed,
+            }));
         }
         if entry.is_service() {
             return Ok(act(Verdict::Balance { vni }));
