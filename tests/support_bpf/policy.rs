@@ -2,7 +2,7 @@
 
 use overlay_common::counters::{DropReason, Stat};
 use overlay_common::layout::{FdbEntry, FdbKey, PORT_POLICED, names};
-use overlay_common::policy::{ALLOW, DENY, PROTO_ICMP, PolicyEntry, Rule};
+use overlay_common::policy::{ALLOW, DENY, MAX_RULES, PROTO_ICMP, PolicyEntry, Rule};
 use overlay_common::punt::Kind;
 use overlay_common::verdict::testing::Memory;
 use overlay_common::wire::{Family, map_v4};
@@ -220,14 +220,14 @@ fn what_hides_its_ports_is_denied_if_anything_like_it_is() {
 }
 
 #[test]
-fn sixty_four_rules_are_all_looked_at() {
+fn as_many_rules_as_there_can_be_are_all_looked_at() {
     let mut rules = [Rule {
         protocol: UDP,
         first_port: 1,
         last_port: 1,
         ..ANY
-    }; 64];
-    rules[63] = Rule {
+    }; MAX_RULES];
+    rules[MAX_RULES - 1] = Rule {
         protocol: PROTO_ICMP,
         ..ANY
     };
