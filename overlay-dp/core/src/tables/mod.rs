@@ -380,6 +380,8 @@ impl Tables {
             let port = Port { record, ..port };
             let (before, now) = (old.policy.as_deref(), port.policy.as_deref());
             net.tell_policy(ifindex, before, now, &mut self.updates);
+            // Its MAC's entry follows from this, before what it had of them goes.
+            let opened = now.is_none() && net.policed.remove(&ifindex);
             if net.active && port.entry != old.entry {
                 let update = MapUpdate::SetPort(ifindex, port.entry);
                 self.updates.push(update);
@@ -391,8 +393,8 @@ impl Tables {
                 Some(&port.record),
                 &mut self.updates,
             );
-            if port.policy.is_none() {
-                net.forget_policy(ifindex, &mut self.updates);
+            if opened && net.active {
+                self.updates.push(MapUpdate::DelPolicy(ifindex));
             }
             self.ports.insert(ifindex, port);
             return Ok(());
