@@ -118,6 +118,7 @@ impl Bench {
             ifname: format!("p{number}"),
             attachment: None,
             publish: Vec::new(),
+            limit: None,
         };
         let begin = Instant::now();
         let _: ContainerInfo = self.ask(Method::POST, "/v1/containers", Some(&body))?;

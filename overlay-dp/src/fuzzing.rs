@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 
 use crate::agent::fuzzing as agent;
-use crate::api::{self, admin, attachments, docker as api_docker, services, trace};
+use crate::api::{self, admin, attachments, docker as api_docker, policies, services, trace};
 use crate::docker::fuzzing as engine;
 use crate::plugins::fuzzing as plugins;
 
@@ -26,6 +26,8 @@ pub fn api(body: &[u8]) {
     take::<attachments::AttachmentCheck>(body);
     take::<api_docker::DockerCreate>(body);
     take::<services::ServiceCreate>(body);
+    take::<policies::PolicyAdd>(body);
+    take::<policies::PolicyDefault>(body);
     take::<trace::TraceAsk>(body);
 }
 

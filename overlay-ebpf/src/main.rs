@@ -3,6 +3,7 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod capture;
 mod decap;
@@ -26,7 +27,7 @@ use overlay_common::outer::{Meta, OuterV4, OuterV6};
 use overlay_common::punt::{self, Kind, Reason};
 use overlay_common::verdict::neighbour::{arp_reply, nd_reply};
 use overlay_common::verdict::{
-    EcnRewrite, Frame, Leaving, Tables, Verdict, Way, from_agent_then, from_port_then,
+    EcnRewrite, Frame, Leaving, Tables, Verdict, Way, admit, from_agent_then, from_port_then,
     from_uplink_then, leave_then, note_entrance, renew_entrance,
 };
 use overlay_common::wire::{
@@ -128,7 +129,11 @@ fn port<P: Encap + Decap + Rewrite + Mirror>(mut packet: P) -> i32 {
             Ok(Balanced::Back) => {
                 count(Stat::Balanced);
                 let ifindex = packet.ifindex();
-                slot.write(Verdict::Switch { ifindex, answer: 0 });
+                slot.write(Verdict::Switch {
+                    ifindex,
+                    answer: 0,
+                    policed: 0,
+                });
             }
             Ok(Balanced::No) => {}
             Err(reason) => decided = Err(reason),
@@ -224,7 +229,19 @@ fn finish<P: Encap + Decap + Rewrite + Mirror>(
     verdict: Result<&Verdict<'static>, DropReason>,
     origin: Origin,
 ) -> i32 {
-    match verdict.and_then(|verdict| carry_out(&mut packet, verdict, origin)) {
+    let done = verdict.and_then(|verdict| {
+        let policed = match *verdict {
+            Verdict::Switch { policed, .. }
+            | Verdict::Enter { policed, .. }
+            | Verdict::Decap { policed, .. } => policed,
+            _ => 0,
+        };
+        if policed != 0 {
+            admitted(&packet, verdict)?;
+        }
+        carry_out(&mut packet, verdict, origin)
+    });
+    match done {
         Ok(action) => action,
         Err(reason) => {
             count_drop(reason);
@@ -232,6 +249,12 @@ fn finish<P: Encap + Decap + Rewrite + Mirror>(
             P::DROP
         }
     }
+}
+
+/// Asks the policies of the endpoint that the frame is for.
+#[inline(never)]
+fn admitted<P: Packet>(packet: &P, verdict: &Verdict<'static>) -> Result<(), DropReason> {
+    admit(packet, &Maps, verdict)
 }
 
 #[inline(never)]
@@ -251,14 +274,16 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
             packet.store(0, mac)?;
             send(packet, verdict, origin)
         }
-        Verdict::Switch { ifindex, answer } => {
+        Verdict::Switch {
+            ifindex, answer, ..
+        } => {
             if answer != 0 {
                 answer_as_vip(packet, answer)?;
             }
             capture::goes(packet, Place::Delivered, ifindex);
             done(packet.deliver(ifindex), Stat::Switched)
         }
-        Verdict::Enter { ifindex, vni } => {
+        Verdict::Enter { ifindex, vni, .. } => {
             renew_entrance(packet, &Maps, vni);
             capture::goes(packet, Place::Delivered, ifindex);
             done(packet.deliver(ifindex), Stat::Switched)
@@ -295,6 +320,7 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
             answer,
             router,
             entered,
+            ..
         } => {
             if entered {
                 note_entrance(packet, &Maps, family);

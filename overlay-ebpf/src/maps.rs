@@ -1,11 +1,14 @@
-//! The maps, and how the verdicts read them. The agent is the only writer, counters
-//! and entrances excepted.
+//! The maps, and how the verdicts read them. The agent is the only writer, counters and what
+//! programs note for themselves excepted.
 //!
 //! All are pinned by name, so that a program loaded by the next agent sees what the last one
 //! wrote. The hash maps are not preallocated: an idle host pays only for buckets, and an element
 //! that is replaced or deleted stays as it was for whoever still looks at it.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, XskMap};
 use overlay_common::bulk::Bulk;
@@ -14,7 +17,10 @@ use overlay_common::layout::{
     Config, EntranceEntry, FdbEntry, FdbKey, FlowKey, NeighbourEntry, NeighbourKey, NetworkEntry,
     PortEntry, VtepEntry,
 };
+use overlay_common::policy::PolicyEntry;
 use overlay_common::punt::CRYPT_QUEUES;
+use overlay_common::rate;
+use overlay_common::service;
 use overlay_common::verdict::Tables;
 use overlay_common::wire::Ip16;
 
@@ -35,6 +41,15 @@ static OVL_VTEPS: HashMap<Ip16, VtepEntry> = HashMap::pinned(1 << 16, BPF_F_NO_P
 /// those that were silent longest are forgotten first. Nothing ends by time.
 #[map]
 static OVL_ENTRANCES: LruHashMap<FlowKey, EntranceEntry> = LruHashMap::pinned(1 << 17, 0);
+#[map]
+static OVL_POLICIES: HashMap<u32, PolicyEntry> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+/// Written by the programs: what policed endpoints have begun. Nothing ends by time here, either.
+#[map]
+static OVL_BEGUN: LruHashMap<service::FlowKey, u32> = LruHashMap::pinned(1 << 16, 0);
+/// Written by the programs: by ifindex, when what a port has sent is paid for. Room for more ports
+/// than there can be, so that none loses its place to another.
+#[map]
+static OVL_BUCKETS: LruHashMap<u32, u64> = LruHashMap::pinned(1 << 14, 0);
 #[map]
 static OVL_DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DropReason::COUNT as u32, 0);
 #[map]
@@ -131,4 +146,76 @@ impl Tables for Maps {
         // It fails only when other CPUs hold all that could be reused: the next packet tries again.
         let _ = OVL_ENTRANCES.insert(flow, entry, 0);
     }
+
+    #[inline(always)]
+    fn policy(&self, port: u32) -> Option<&PolicyEntry> {
+        // SAFETY: as with the tables above.
+        unsafe { OVL_POLICIES.get(port) }
+    }
+
+    #[inline(always)]
+    fn has_begun(&self, flow: &service::FlowKey) -> bool {
+        // SAFETY: nothing is read through it.
+        unsafe { OVL_BEGUN.get(flow) }.is_some()
+    }
+
+    #[inline(always)]
+    fn set_begun(&self, flow: &service::FlowKey) {
+        // As with entrances.
+        let _ = OVL_BEGUN.insert(flow, 1, 0);
+    }
+
+    #[inline(never)]
+    fn charge(&self, port: u32, entry: &PortEntry, len: u32) -> bool {
+        /// Other CPUs that come first, each of which has sent something.
+        const TRIES: u32 = 8;
+        if entry.rate == 0 {
+            return true;
+        }
+        let Some(paid) = OVL_BUCKETS.get_ptr_mut(port) else {
+            // The first packet of a port. Whoever writes it twice gives away one burst.
+            let _ = OVL_BUCKETS.insert(port, 0, 0);
+            return true;
+        };
+        // SAFETY: the helper takes nothing.
+        let now = unsafe { bpf_ktime_get_ns() };
+        let cost = rate::cost(len, entry.rate);
+        // SAFETY: an aligned u64 in the map, which outlives the program's run.
+        let mut old = unsafe { paid.read_volatile() };
+        let mut tries = 0;
+        while tries < TRIES {
+            let Some(new) = rate::take(old, now, cost, entry.burst_ns) else {
+                return false;
+            };
+            // SAFETY: as above; all that write it do so here.
+            let found = unsafe { compare_exchange(paid, old, new) };
+            if found == old {
+                return true;
+            }
+            old = found;
+            tries += 1;
+        }
+        false
+    }
+}
+
+/// Writes `new` to a word that is `old`; returns what it was. The compiler knows no such operation for
+/// this target, the kernel does since 5.12.
+///
+/// # Safety
+/// `word` must point to an aligned u64 in a map.
+#[inline(always)]
+unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+    let found;
+    // SAFETY: one instruction, which reads and writes the word, as the caller promises, and r0.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inlateout("r0") old => found,
+            options(nostack),
+        );
+    }
+    found
 }

@@ -5,15 +5,17 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use overlay_common::layout::{FDB_ROUTER, FdbEntry, FdbKey, PORT_ROUTER};
+use overlay_common::policy::{DENY, Rule};
 use overlay_common::punt::Kind;
 use overlay_common::verdict::testing::Memory;
-use overlay_common::wire::Family;
+use overlay_common::wire::{Family, map_v4};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::checks::*;
 use super::frames::*;
 use super::object::{Beside, Hook, Object};
+use super::policy::{ANY, OF_R, police};
 use super::world::*;
 use super::{echo, model};
 
@@ -184,21 +186,49 @@ fn cases() -> u32 {
 /// Every program says and does what the native verdict function, carried out by the model, does.
 #[test]
 fn programs_and_native_verdicts_agree() {
-    agree(Family::V4, false);
+    agree(world(Family::V4, false), Family::V4);
 }
 
 #[test]
 fn programs_and_native_verdicts_agree_about_routers() {
-    agree(Family::V4, true);
+    agree(world(Family::V4, true), Family::V4);
 }
 
 #[test]
 fn programs_and_native_verdicts_agree_over_ipv6() {
-    agree(Family::V6, false);
+    agree(world(Family::V6, false), Family::V6);
 }
 
-fn agree(family: Family, routing: bool) {
-    let mut tables = world(family, routing);
+#[test]
+fn programs_and_native_verdicts_agree_about_policies() {
+    let mut tables = world(Family::V4, false);
+    let rules = [
+        Rule {
+            identity: OF_R,
+            protocol: TCP,
+            first_port: 2,
+            last_port: 4,
+            ..ANY
+        },
+        Rule {
+            protocol: UDP,
+            first_port: 4700,
+            last_port: 4788,
+            action: DENY,
+            ..ANY
+        },
+        Rule {
+            ip: map_v4(OUTSIDE),
+            mask: [0xff; 16],
+            outside: true,
+            ..ANY
+        },
+    ];
+    police(&mut tables, true, &rules);
+    agree(tables, Family::V4);
+}
+
+fn agree(mut tables: Memory, family: Family) {
     let Some(mut object) = Object::load(&tables) else {
         return;
     };

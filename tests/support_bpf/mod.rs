@@ -8,6 +8,7 @@ mod full_maps;
 mod model;
 pub mod object;
 mod over_ipv6;
+mod policy;
 mod port;
 mod service;
 mod uplink;

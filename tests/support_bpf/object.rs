@@ -162,6 +162,7 @@ impl Object {
         self.insert::<FdbKey, _>(names::FDB, &tables.fdb);
         self.insert(names::NEIGHBOURS, &tables.neighbours);
         self.insert(names::VTEPS, &tables.vteps);
+        self.insert(names::POLICIES, &tables.policies);
     }
 
     pub fn set_config(&mut self, config: Config) {

@@ -116,6 +116,8 @@ pub fn tables_over(family: Family) -> Memory {
                 ip4: ip,
                 ip6: [link_local(ip), if ip == A { ip6(ip) } else { UNSPECIFIED }],
                 flags: 0,
+                rate: 0,
+                burst_ns: 0,
             },
         );
     }

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
-use overlay_core::facts::{Facts, NetworkSpec, Range, Refusal, Reply, ServiceSpec, Version, Want};
+use overlay_core::facts::{
+    Facts, NetworkSpec, PolicySpec, Range, Refusal, Reply, ServiceSpec, Version, Want,
+};
 use overlay_core::model::{Endpoint, Host, HostId, MacAddr, Network, Service, Vni};
 use overlay_core::multicast::Group;
+use overlay_core::policy::Policy;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -245,6 +248,49 @@ impl Cluster {
     pub async fn service_remove(&self, name: &str) -> Result<(), Error> {
         let name = name.to_owned();
         ask(&self.node, Request::ServiceRemove { name })
+            .await
+            .map(|_| ())
+    }
+
+    /// Adds a policy, which [`Cluster::facts`] has when this returns.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn policy_add(&self, spec: PolicySpec) -> Result<Policy, Error> {
+        let wanted = spec.clone();
+        match ask(&self.node, Request::PolicyAdd { spec }).await? {
+            Reply::Policy(policy) => Ok(policy),
+            // There is one, and an answer was lost: was it to this request?
+            _ => {
+                let found = self.facts(|facts| {
+                    let policy = facts.policy(&wanted.name)?;
+                    let network = facts.network(policy.vni)?;
+                    let fits = network.name == wanted.network && policy.rule == wanted.rule;
+                    fits.then(|| policy.clone())
+                });
+                found.ok_or(Error::Refused(Refusal::PolicyExists(wanted.name)))
+            }
+        }
+    }
+
+    /// Removes a policy.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn policy_remove(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        ask(&self.node, Request::PolicyRemove { name })
+            .await
+            .map(|_| ())
+    }
+
+    /// Says what becomes in a network of what no policy is about.
+    ///
+    /// # Errors
+    /// When the managers refuse or do not answer.
+    pub async fn policy_default(&self, network: &str, deny: bool) -> Result<(), Error> {
+        let network = network.to_owned();
+        ask(&self.node, Request::PolicyDefault { network, deny })
             .await
             .map(|_| ())
     }

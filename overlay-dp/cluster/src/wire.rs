@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use overlay_core::facts::{
-    self, FactsNews, NetworkSpec, Range, Refusal, ServiceSpec, Version, Want,
+    self, FactsNews, NetworkSpec, PolicySpec, Range, Refusal, ServiceSpec, Version, Want,
 };
 use overlay_core::model::{Host, HostId, MacAddr, Vni};
 use serde::{Deserialize, Serialize};
@@ -113,6 +113,16 @@ pub enum Request {
     },
     ServiceRemove {
         name: String,
+    },
+    PolicyAdd {
+        spec: PolicySpec,
+    },
+    PolicyRemove {
+        name: String,
+    },
+    PolicyDefault {
+        network: String,
+        deny: bool,
     },
 }
 

@@ -10,5 +10,6 @@ pub mod holdings;
 pub mod maglev;
 pub mod model;
 pub mod multicast;
+pub mod policy;
 pub mod slowpath;
 pub mod tables;

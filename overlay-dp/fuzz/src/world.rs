@@ -68,6 +68,8 @@ pub fn tables(v6: bool) -> Memory {
                 ip4: ip4(last),
                 ip6: [ip6(last), UNSPECIFIED],
                 flags,
+                rate: 0,
+                burst_ns: 0,
             },
         );
     }

@@ -111,10 +111,10 @@ impl Agent {
         let me = self.cluster.me().id;
         self.names
             .change(|names| names.endpoint_up(me, &port.endpoint));
-        let (ifindex, flags) = (port.local.port_ifindex, port.flags());
+        let (ifindex, options) = (port.local.port_ifindex, port.options());
         self.tables
             .write()
-            .port_up_with(ifindex, &port.endpoint, flags)?;
+            .port_up_with(ifindex, &port.endpoint, options)?;
         Ok(self.cluster.publish(port.endpoint)?)
     }
 }

@@ -101,6 +101,7 @@ impl Agent {
                 mtu,
                 attachment: None,
                 publish: Vec::new(),
+                limit: None,
             },
             netns: Netns::Path(sandbox),
             resolv_conf: None,
@@ -200,9 +201,11 @@ impl Agent {
             return Ok(());
         }
         // It may be one of a service's tasks now.
-        self.tables
-            .write()
-            .port_up_with(port.local.port_ifindex, &port.endpoint, port.flags())?;
+        self.tables.write().port_up_with(
+            port.local.port_ifindex,
+            &port.endpoint,
+            port.options(),
+        )?;
         let me = self.cluster.me().id;
         if port.endpoint.name != before.endpoint.name {
             // First the old one: two of them with one address would be a contradiction.
@@ -276,6 +279,7 @@ impl Agent {
             docker: Some(plug.id),
             steps: Steps::begin(),
             publish: Vec::new(),
+            limit: None,
         };
         self.port_add(add).await.map(drop)
     }

@@ -59,6 +59,7 @@ impl Agent {
             }
             Event::FactsChanged => {
                 self.fit_vips();
+                self.fit_policies();
                 self.tell_again();
             }
             Event::Expelled => self.expelled = true,

@@ -5,9 +5,10 @@ use overlay_common::esp;
 use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
 };
+use overlay_common::policy::{self, PolicyEntry};
 use overlay_common::punt::{self, Kind};
-use overlay_common::verdict::{self, Frame, Verdict, Way, from_port, from_uplink};
-use overlay_common::wire::{ETH_LEN, Ip16};
+use overlay_common::verdict::{self, Frame, Tables as _, Verdict, Way, from_port, from_uplink};
+use overlay_common::wire::{ETH_LEN, ETH_P_IPV6, Family, Ip16};
 use overlay_core::model::MacAddr;
 use overlay_core::tables::Tables;
 use std::net::{IpAddr, Ipv6Addr};
@@ -71,6 +72,8 @@ pub struct To {
 pub struct Judgement {
     /// By the tables.
     pub tables: Fate,
+    /// Which policy does not let it in, when that is so.
+    pub policy: Option<String>,
     /// What the program does.
     pub programs: Result<Tried, String>,
     /// Which program that is.
@@ -107,6 +110,7 @@ impl Agent {
             None => from_uplink(&bytes, &view, Way::Clear),
         };
         let fate = fate(&verdict);
+        let policy = policy_of(judge, &bytes, &view);
         let mut frame = judge.frame.clone();
         let (site, kind, ifindex) = match judge.port {
             Some(ifindex) => (Site::Port, self.plan.port, ifindex),
@@ -122,6 +126,7 @@ impl Agent {
         };
         Judgement {
             tables: fate,
+            policy,
             programs: self.try_program(site, kind, ifindex, &frame),
             program: site.program(kind),
         }
@@ -185,6 +190,30 @@ fn fate(verdict: &Verdict<'_>) -> Fate {
     }
 }
 
+/// What the policies of the endpoint that a frame is for say of it, if they don't let it in.
+fn policy_of(judge: &Judge, bytes: &Bytes<'_>, view: &View<'_>) -> Option<String> {
+    let (at, vni) = match judge.port {
+        Some(ifindex) => (0, view.port(ifindex)?.vni),
+        None => {
+            let family = match punt::ethertype(&bytes.load(0)?) {
+                ETH_P_IPV6 => Family::V6,
+                _ => Family::V4,
+            };
+            let at = family.outer_len();
+            let [a, b, c] = bytes.load(at - 4)?;
+            (at, u32::from_be_bytes([0, a, b, c]))
+        }
+    };
+    let port = view.fdb(&FdbKey::new(vni, bytes.load(at)?))?.port()?;
+    policy::judge(bytes, at, view, vni, port).err()?;
+    let index = policy::deciding(bytes, at, view, vni, port);
+    let name = index.and_then(|index| Some(view.0.policy_at(port, index)?.name.clone()));
+    Some(match name {
+        Some(name) => format!("policy '{name}' denies it"),
+        None => "no policy allows it".to_owned(),
+    })
+}
+
 /// A frame in memory.
 struct Bytes<'a>(&'a [u8]);
 
@@ -228,5 +257,9 @@ impl verdict::Tables for View<'_> {
 
     fn vtep(&self, ip: &Ip16) -> Option<&VtepEntry> {
         self.0.vtep_entry(ip)
+    }
+
+    fn policy(&self, port: u32) -> Option<&PolicyEntry> {
+        self.0.policy_entry(port)
     }
 }

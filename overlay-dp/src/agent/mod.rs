@@ -23,6 +23,7 @@ mod leave;
 mod names;
 mod next_hops;
 mod options;
+mod policies;
 mod ports;
 mod probe;
 mod publish;
@@ -52,6 +53,7 @@ use overlay_cluster::Cluster;
 use overlay_common::layout::Config;
 use overlay_common::{esp, wire::VXLAN_PORT};
 use overlay_core::model::{Endpoint, Host as ClusterHost, HostId, Network, Vni};
+use overlay_core::policy::RateLimit;
 use overlay_core::tables::{StaticEntry, Tables};
 use overlay_host::{Host, HostEvent, PuntPair, Uplink};
 use parking_lot::RwLock;
@@ -125,6 +127,8 @@ pub enum Request {
     },
     /// Answer when what was agreed on services is in the tables.
     VipsFit(Reply<()>),
+    /// Answer when what was agreed on policies is in the maps.
+    PoliciesFit(Reply<()>),
     /// Answer when a network has its way out here: with what is wrong, if anything.
     RouterWait(Vni, Reply<Option<String>>),
     /// Whether this host can publish these for a service.
@@ -181,6 +185,8 @@ pub struct PortAdd {
     pub docker: Option<String>,
     /// Ports of it that this host publishes.
     pub publish: Vec<Publish>,
+    /// How much it may send.
+    pub limit: Option<RateLimit>,
     /// What was done for it before.
     pub steps: Steps,
 }
@@ -455,6 +461,11 @@ impl Agent {
             Request::TaskReady { vni, name, ready } => self.task_ready(vni, &name, ready),
             Request::VipsFit(reply) => {
                 self.fit_vips();
+                self.flush();
+                drop(reply.send(Ok(())));
+            }
+            Request::PoliciesFit(reply) => {
+                self.fit_policies();
                 self.flush();
                 drop(reply.send(Ok(())));
             }

@@ -32,6 +32,7 @@ impl Agent {
             attachment,
             docker,
             publish,
+            limit,
             mut steps,
         } = add;
         let is_router = endpoint.router;
@@ -91,6 +92,7 @@ impl Agent {
                 mtu,
                 attachment,
                 publish: Vec::new(),
+                limit,
             },
             resolv_conf,
             intercept_dns,
@@ -142,7 +144,7 @@ impl Agent {
         // The tables first: a frame that meets the hook must find its port.
         self.tables
             .write()
-            .port_up_with(*ifindex, &port.endpoint, port.flags())?;
+            .port_up_with(*ifindex, &port.endpoint, port.options())?;
         self.flush_checked()?;
         let hook = self.bpf.attach(
             Site::Port,

@@ -144,6 +144,7 @@ impl Agent {
                 attachment: None,
                 docker: None,
                 publish: Vec::new(),
+                limit: None,
                 steps: Steps::begin(),
             });
             // An agent that stops meanwhile gives its leases back itself.

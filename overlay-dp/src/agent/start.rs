@@ -219,6 +219,7 @@ impl Agent {
             self.tables.write().network_add(network);
         }
         self.fit_vips();
+        self.fit_policies();
         let mut vteps = Vec::new();
         for member in self.cluster.members().into_iter().filter(|m| !m.me) {
             if self.take_vtep(member.host.vtep) {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use overlay_common::layout::PORT_INTERCEPT_DNS;
 use overlay_core::model::{Endpoint, MacAddr, Vni};
-use overlay_core::tables::StaticEntry;
+use overlay_core::tables::{PortOptions, StaticEntry};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{LocalContainer, Netns, Publish};
@@ -45,11 +45,14 @@ pub struct Port {
 }
 
 impl Port {
-    /// The flags of its map entry.
-    pub fn flags(&self) -> u32 {
-        match self.intercept_dns {
-            true => PORT_INTERCEPT_DNS,
-            false => 0,
+    /// What its map entry has besides its endpoint.
+    pub fn options(&self) -> PortOptions {
+        PortOptions {
+            flags: match self.intercept_dns {
+                true => PORT_INTERCEPT_DNS,
+                false => 0,
+            },
+            limit: self.local.limit,
         }
     }
 

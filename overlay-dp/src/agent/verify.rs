@@ -83,7 +83,7 @@ impl Agent {
         self.look_at_gossip(&mut report);
         self.look_at_tables(&mut report);
         self.look_at_groups(&mut report);
-        self.look_at_vips(&mut report);
+        self.look_at_services(&mut report);
         self.look_at_maps(&mut report)?;
         self.look_at_kernel(&mut report).await?;
         self.look_at_underlay(&mut report);
@@ -226,10 +226,14 @@ impl Agent {
         }
     }
 
-    /// Services' own addresses in the tables against the facts.
-    fn look_at_vips(&self, report: &mut Report) {
+    /// Services' own addresses, and policies, in the tables against the facts.
+    fn look_at_services(&self, report: &mut Report) {
         for service in self.wrong_vips() {
             report.add("tables", service, "its VIP is not as it was agreed");
+        }
+        for vni in self.wrong_policies() {
+            let problem = "its policies are not as they were agreed";
+            report.add("tables", self.network_name(vni), problem);
         }
     }
 
@@ -290,6 +294,13 @@ impl Agent {
             (&wanted.slots, &have.slots),
             MapUpdate::SetSlot,
             |key, peer| (!behind_silent(key.vni(), peer.mac)).then_some(MapUpdate::DelSlot(*key)),
+        );
+        compare(
+            report,
+            "policies of a port",
+            (&wanted.policies, &have.policies),
+            |port, entry| MapUpdate::SetPolicy(port, Box::new(entry)),
+            |port, _| Some(MapUpdate::DelPolicy(*port)),
         );
         // A next hop that is unknown now leaves the last one in the map.
         let resolved = |contents: &MapContents| -> HashMap<_, _> {

@@ -17,7 +17,7 @@
 //! | `POST /v1/detach` | [`Detach`] | [`Detached`] |
 //! | `GET /v1/metrics` | | OpenMetrics text |
 //!
-//! The rest is in [`admin`], [`attachments`], [`mdb`], [`overview`], [`services`] and [`trace`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
+//! The rest is in [`admin`], [`attachments`], [`mdb`], [`overview`], [`policies`], [`services`] and [`trace`]. An error is a 4xx or 5xx status with an [`ErrorBody`].
 
 pub mod admin;
 pub mod attachments;
@@ -29,6 +29,7 @@ mod metrics;
 mod names;
 pub mod overview;
 mod peers;
+pub mod policies;
 mod publish;
 pub mod server;
 pub mod services;
@@ -42,6 +43,7 @@ use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 use overlay_core::model::{HostId, MacAddr, Multicast, Subnet, Vni};
+use overlay_core::policy::RateLimit;
 use serde::{Deserialize, Serialize};
 
 pub use attachments::{Attachment, AttachmentRef};
@@ -178,6 +180,9 @@ pub struct LocalContainer {
     /// [`Port::shown`]: crate::agent::Port::shown
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<Publish>,
+    /// How much it may send; anything when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<RateLimit>,
 }
 
 /// A network namespace, named in one of three ways.
@@ -222,6 +227,9 @@ pub struct ContainerAdd {
     /// Ports of it that this host publishes.
     #[serde(default)]
     pub publish: Vec<Publish>,
+    /// How much it may send.
+    #[serde(default)]
+    pub limit: Option<RateLimit>,
 }
 
 /// Asks to detach containers of this host.

@@ -67,6 +67,7 @@ mod tests {
             ifname: "eth0".into(),
             attachment: None,
             publish: Vec::new(),
+            limit: None,
         }
     }
 

@@ -97,6 +97,7 @@ pub(crate) async fn start(
         .route("/v1/detach", post(detach))
         .merge(super::admin::router())
         .merge(super::services::router())
+        .merge(super::policies::router())
         .merge(super::keys::router())
         .merge(super::mdb::router())
         .merge(super::attachments::router())
@@ -483,6 +484,7 @@ async fn add_container(ctx: &Ctx, ask: ContainerAdd) -> Result<ContainerInfo> {
         attachment: ask.attachment,
         docker: None,
         publish: ask.publish,
+        limit: ask.limit,
         steps,
     };
     let port = match ctx

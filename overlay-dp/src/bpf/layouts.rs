@@ -25,6 +25,7 @@ const NOTES: [(&str, usize, usize); 2] = [
         size_of::<EntranceEntry>(),
     ),
     (names::FLOWS, size_of::<FlowKey>(), size_of::<Peer>()),
+    (names::BEGUN, size_of::<FlowKey>(), size_of::<u32>()),
 ];
 
 /// A hook where a program of another layout runs until ours is to take its place.

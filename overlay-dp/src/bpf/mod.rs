@@ -18,6 +18,7 @@ use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
     names,
 };
+use overlay_common::policy::PolicyEntry;
 use overlay_common::service::{Peer, SlotKey};
 use overlay_common::wire::Ip16;
 use overlay_core::tables::{MapContents, MapUpdate, Tables};
@@ -63,6 +64,7 @@ struct Maps {
     neighbours: HashMap<MapData, NeighbourKey, NeighbourEntry>,
     vteps: HashMap<MapData, Ip16, VtepEntry>,
     slots: HashMap<MapData, SlotKey, Peer>,
+    policies: HashMap<MapData, u32, PolicyEntry>,
     drops: PerCpuArray<MapData, u64>,
     stats: PerCpuArray<MapData, u64>,
     xsks: XskMap<MapData>,
@@ -145,20 +147,20 @@ impl Bpf {
     /// # Errors
     /// When a map is full or the kernel refuses. Deleting what is not there is no error.
     pub fn apply(&mut self, update: MapUpdate) -> Result<()> {
-        let mut done = self.write(update);
+        let mut done = self.write(&update);
         for _ in 0..REFILLS {
             if !done.as_ref().is_err_and(is_out_of_stock) {
                 break;
             }
             std::thread::sleep(REFILL);
-            done = self.write(update);
+            done = self.write(&update);
         }
         done.with_context(|| format!("can't write a BPF map: {update:?}"))
     }
 
-    fn write(&mut self, update: MapUpdate) -> Result<(), MapError> {
+    fn write(&mut self, update: &MapUpdate) -> Result<(), MapError> {
         let maps = &mut self.maps;
-        match update {
+        match update.clone() {
             MapUpdate::SetPort(key, value) => maps.ports.insert(key, value, 0),
             MapUpdate::DelPort(key) => absent_is_fine(maps.ports.remove(&key)),
             MapUpdate::SetNetwork(key, value) => maps.networks.insert(key, value, 0),
@@ -175,6 +177,8 @@ impl Bpf {
             },
             MapUpdate::SetVtep(key, value) => maps.vteps.insert(key, value, 0),
             MapUpdate::DelVtep(key) => absent_is_fine(maps.vteps.remove(&key)),
+            MapUpdate::SetPolicy(key, value) => maps.policies.insert(key, *value, 0),
+            MapUpdate::DelPolicy(key) => absent_is_fine(maps.policies.remove(&key)),
             MapUpdate::SetSlot(key, value) => maps.slots.insert(key, value, 0),
             MapUpdate::DelSlot(key) => absent_is_fine(maps.slots.remove(&key)),
         }
@@ -193,6 +197,7 @@ impl Bpf {
             neighbours: maps.neighbours.iter().collect::<Result<_, _>>()?,
             vteps: maps.vteps.iter().collect::<Result<_, _>>()?,
             slots: maps.slots.iter().collect::<Result<_, _>>()?,
+            policies: maps.policies.iter().collect::<Result<_, _>>()?,
         })
     }
 
@@ -228,6 +233,9 @@ impl Bpf {
         })?;
         sweep_map(&mut maps.ports, &mut swept, |ifindex, _| {
             Stale::new(wanted.port_entry(*ifindex).is_some(), || false)
+        })?;
+        sweep_map(&mut maps.policies, &mut swept, |ifindex, _| {
+            Stale::new(wanted.policy_entry(*ifindex).is_some(), || false)
         })?;
         sweep_map(&mut maps.networks, &mut swept, |vni, _| {
             Stale::new(wanted.network_entry(*vni).is_some(), || false)
@@ -289,6 +297,7 @@ impl Maps {
             neighbours: map(names::NEIGHBOURS)?.try_into()?,
             vteps: map(names::VTEPS)?.try_into()?,
             slots: map(names::SLOTS)?.try_into()?,
+            policies: map(names::POLICIES)?.try_into()?,
             drops: map(names::DROPS)?.try_into()?,
             stats: map(names::STATS)?.try_into()?,
             xsks: map(names::XSKS)?.try_into()?,

@@ -11,6 +11,7 @@ use overlay_core::slowpath::FloodLimit;
 
 use super::docker::DockerArgs;
 use super::key::KeyCommand;
+use super::limit::LimitArgs;
 use super::mdb::MdbCommand;
 use super::service::ServiceCommand;
 use crate::agent::{Datapath, OnExit};
@@ -69,6 +70,9 @@ pub enum Command {
     /// Services, and ports that every host publishes
     #[command(subcommand)]
     Service(ServiceCommand),
+    /// Who may reach which containers
+    #[command(subcommand)]
+    Policy(super::policy::PolicyCommand),
     /// The forwarding table: which MAC is behind which VTEP or port
     #[command(subcommand)]
     Fdb(FdbCommand),
@@ -292,6 +296,7 @@ pub enum ContainerCommand {
   overlay-dp container add web --network uber-net --pid 4711 --ip 10.0.0.80
   overlay-dp container add --service web --network uber-net --netns c3 --resolv-conf
   overlay-dp container add www --network uber-net --netns c4 --publish 8080:80
+  overlay-dp container add bulk --network uber-net --netns c5 --rate 100mbit
   overlay-dp container add db --network uber-net --netns /run/docker/netns/1a2b3c --ifname net1")]
     Add {
         /// Its name, unique on the network [default: SERVICE.SLOT.RANDOM]
@@ -332,6 +337,9 @@ pub enum ContainerCommand {
         /// Publish a port of it on this host (repeatable)
         #[arg(long, value_name = "[HOSTIP:]HOSTPORT:PORT[/udp]")]
         publish: Vec<Publish>,
+        /// How much it may send
+        #[command(flatten)]
+        limit: LimitArgs,
     },
     /// Detach containers of this host
     #[command(after_help = "Examples:

@@ -7,7 +7,9 @@ mod docker;
 mod docs;
 mod each;
 mod key;
+mod limit;
 mod mdb;
+mod policy;
 mod render;
 mod run;
 mod service;
@@ -167,6 +169,7 @@ async fn ask(instance: &Instance, json: bool, command: Command) -> Result<()> {
         Command::Docker(command) => docker::run(instance, json, command).await,
         Command::Container(command) => container(instance, json, command).await,
         Command::Key(command) => key::key(instance, json, command).await,
+        Command::Policy(command) => policy::policy(instance, json, command).await,
         Command::Service(command) => service::service(instance, json, command).await,
         Command::Fdb(command) => fdb(instance, json, command).await,
         Command::Mdb(command) => mdb::mdb(instance, json, command).await,
@@ -261,6 +264,7 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
             service,
             resolv_conf,
             publish,
+            limit,
         } => {
             let netns = match (netns, pid) {
                 (Some(text), _) => args::parse_netns(&text)?,
@@ -279,6 +283,7 @@ async fn container(instance: &Instance, json: bool, command: ContainerCommand) -
                 resolv_conf,
                 attachment: None,
                 publish,
+                limit: limit.limit(),
             };
             let added: ContainerInfo =
                 call(instance, Method::POST, "/v1/containers", Some(&request)).await?;

@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::limit::LimitArgs;
 use crate::api::client::call;
 use crate::api::{ContainerAdd, ContainerInfo, ContainerRemove, Netns, Publish};
 use crate::instance::Instance;
@@ -76,6 +77,8 @@ pub struct RunArgs {
     /// A port of this host that leads to one of it (repeatable)
     #[arg(long, value_name = "[HOSTIP:]HOSTPORT:PORT[/udp]")]
     publish: Vec<Publish>,
+    #[command(flatten)]
+    limit: LimitArgs,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -98,6 +101,7 @@ pub async fn run(instance: &Instance, args: RunArgs) -> Result<ExitCode> {
         ifname: args.ifname,
         attachment: None,
         publish: args.publish,
+        limit: args.limit.limit(),
     };
     let added: ContainerInfo =
         call(instance, Method::POST, "/v1/containers", Some(&request)).await?;

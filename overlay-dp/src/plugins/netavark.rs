@@ -259,6 +259,7 @@ async fn setup(netns: PathBuf, exec: Exec) -> Result<Value> {
         attachment: Some(exec.reference().attachment),
         publish: published(exec.port_mappings.as_deref().unwrap_or_default())
             .map_err(|error| anyhow!("{error}"))?,
+        limit: None,
     };
     let added: ContainerInfo =
         call(&instance, Method::POST, "/v1/containers", Some(&request)).await?;

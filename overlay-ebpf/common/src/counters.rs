@@ -106,6 +106,10 @@ counters! {
         BadMembership => "bad-membership",
         /// A container joined more groups than there is room for.
         TooManyGroups => "too-many-groups",
+        /// The policies of the endpoint that it is for do not let it in.
+        Policy => "policy",
+        /// A container sent more than its rate allows.
+        RateLimit => "rate-limit",
     }
 }
 

@@ -18,7 +18,7 @@ macro_rules! pod {
 pub(crate) use pod;
 
 /// The names of maps and programs: what the agent asks the BPF object for. Maps that programs write
-/// (`ENTRANCES`, `FLOWS`) are shared with programs of other layouts, by name: a change of their
+/// (`ENTRANCES`, `FLOWS`, `BEGUN`) are shared with programs of other layouts, by name: a change of their
 /// layout changes their name.
 pub mod names {
     /// `Array<Config>` with one entry.
@@ -49,6 +49,10 @@ pub mod names {
     pub const SLOTS: &str = "OVL_SLOTS";
     /// `LruHashMap<FlowKey, Peer>`: see [`crate::service`].
     pub const FLOWS: &str = "OVL_FLOWS";
+    /// `HashMap<u32 ifindex, PolicyEntry>`: see [`crate::policy`].
+    pub const POLICIES: &str = "OVL_POLICIES";
+    /// `LruHashMap<service::FlowKey, u32>`: see [`crate::policy::note_begun`].
+    pub const BEGUN: &str = "OVL_BEGUN";
 
     /// XDP on ports.
     pub const PORT_XDP: &str = "ovl_port_xdp";
@@ -90,6 +94,8 @@ pub const PORT_INTERCEPT_DNS: u32 = 2;
 pub const PORT_BACKEND: u32 = 4;
 /// A port's flag: its network is encrypted: nothing that it sends leaves the host in the clear.
 pub const PORT_ENCRYPTED: u32 = 8;
+/// A port's flag: there are policies about who may reach its endpoint; see [`FDB_POLICED`].
+pub const PORT_POLICED: u32 = 16;
 
 /// A port: the host end of a container's veth.
 #[repr(C)]
@@ -107,16 +113,27 @@ pub struct PortEntry {
     pub ip4: [u8; 4],
     /// The IPv6 source addresses it may use; [`UNSPECIFIED`] where there are fewer.
     pub ip6: [Ip16; 2],
-    /// [`PORT_ROUTER`], [`PORT_INTERCEPT_DNS`], [`PORT_BACKEND`], [`PORT_ENCRYPTED`].
+    /// [`PORT_ROUTER`], [`PORT_INTERCEPT_DNS`], [`PORT_BACKEND`], [`PORT_ENCRYPTED`],
+    /// [`PORT_POLICED`].
     pub flags: u32,
+    /// How many bytes a second it may send; 0 for as many as it likes. See [`crate::rate`].
+    pub rate: u64,
+    /// What it may send at once, as the nanoseconds in which that is paid for.
+    pub burst_ns: u64,
 }
-pod!(PortEntry, 56);
+pod!(PortEntry, 72);
 
 impl PortEntry {
     /// True when it has [`PORT_ENCRYPTED`].
     #[inline(always)]
     pub const fn is_encrypted(&self) -> bool {
         self.flags & PORT_ENCRYPTED != 0
+    }
+
+    /// True when it has [`PORT_POLICED`].
+    #[inline(always)]
+    pub const fn is_policed(&self) -> bool {
+        self.flags & PORT_POLICED != 0
     }
 
     /// The largest inner packet that it can send to a VTEP.
@@ -216,8 +233,9 @@ pub struct FdbEntry {
     vtep: Ip16,
     ifindex: u32,
     flags: u32,
+    identity: u32,
 }
-pod!(FdbEntry, 24);
+pod!(FdbEntry, 28);
 
 /// A MAC's flag: an endpoint that belongs to a service, so a frame from it may be the answer to one
 /// that was for the service's own address.
@@ -230,6 +248,8 @@ pub const FDB_ROUTER: u32 = 4;
 pub const FDB_GATEWAY: u32 = 8;
 /// A MAC's flag: it is on an encrypted network.
 pub const FDB_ENCRYPTED: u32 = 16;
+/// A MAC's flag: an endpoint of this host that policies are about: see [`crate::policy`].
+pub const FDB_POLICED: u32 = 32;
 
 impl FdbEntry {
     /// Behind the VTEP with this address.
@@ -239,6 +259,7 @@ impl FdbEntry {
             vtep,
             ifindex: 0,
             flags: 0,
+            identity: 0,
         }
     }
 
@@ -261,6 +282,7 @@ impl FdbEntry {
             vtep: UNSPECIFIED,
             ifindex,
             flags: 0,
+            identity: 0,
         }
     }
 
@@ -301,15 +323,37 @@ impl FdbEntry {
         self.flags & FDB_ENCRYPTED != 0
     }
 
+    /// True when it has [`FDB_POLICED`].
+    #[inline(always)]
+    pub const fn is_policed(&self) -> bool {
+        self.flags & FDB_POLICED != 0
+    }
+
+    /// Which of the services that policies name it belongs to; 0 for none.
+    #[inline(always)]
+    pub const fn identity(&self) -> u32 {
+        self.identity
+    }
+
+    /// The same as an endpoint of the service with this identity.
+    pub const fn identified(self, identity: u32) -> FdbEntry {
+        FdbEntry { identity, ..self }
+    }
+
     /// The same with [`FDB_ENCRYPTED`], or without.
     pub const fn encrypted(self, encrypted: bool) -> FdbEntry {
-        let others = self.flags & !FDB_ENCRYPTED;
+        self.set(FDB_ENCRYPTED, encrypted)
+    }
+
+    /// The same with [`FDB_POLICED`], or without.
+    pub const fn policed(self, policed: bool) -> FdbEntry {
+        self.set(FDB_POLICED, policed)
+    }
+
+    const fn set(self, flag: u32, on: bool) -> FdbEntry {
+        let others = self.flags & !flag;
         FdbEntry {
-            flags: if encrypted {
-                others | FDB_ENCRYPTED
-            } else {
-                others
-            },
+            flags: if on { others | flag } else { others },
             ..self
         }
     }

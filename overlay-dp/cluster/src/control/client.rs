@@ -135,6 +135,8 @@ fn met(request: &Request, refusal: &Refusal) -> Option<Answer> {
         | (Request::NetworkRemove { .. }, Refusal::NoNetwork(_))
         | (Request::ServiceCreate { .. }, Refusal::ServiceExists(_))
         | (Request::ServiceRemove { .. }, Refusal::NoService(_))
+        | (Request::PolicyAdd { .. }, Refusal::PolicyExists(_))
+        | (Request::PolicyRemove { .. }, Refusal::NoPolicy(_))
         | (Request::HostRemove { .. } | Request::Leave, Refusal::NoHost(_)) => Some(done),
         _ => None,
     }

@@ -269,6 +269,9 @@ async fn member(
             from: leave.then_some(from),
         },
         Request::ServiceRemove { name } => Command::ServiceRemove { name },
+        Request::PolicyAdd { spec } => Command::PolicyAdd { spec },
+        Request::PolicyRemove { name } => Command::PolicyRemove { name },
+        Request::PolicyDefault { network, deny } => Command::PolicyDefault { network, deny },
         Request::Grant { vni, want } => {
             if let (Want::Addresses(_) | Want::Spare(_), Some(wait)) = (want, node.claims_first()) {
                 return Err(denied(format!(

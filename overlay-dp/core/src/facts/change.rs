@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::pool::{Claim, Grant, Pool};
 use super::{Facts, Range, Version, Wanted};
 use crate::model::{Host, HostId, MacAddr, Network, Service, Vni};
+use crate::policy::Policy;
 
 /// One difference between two versions of the facts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,7 +21,7 @@ pub enum Change {
         /// What addresses are chosen from.
         pool: Range,
     },
-    /// A network is gone, with all in it.
+    /// A network is gone, with all in it and its policies.
     NetworkGone(Vni),
     /// Every host's container engine is to have a network.
     NetworkEverywhere(Vni),
@@ -80,6 +81,17 @@ pub enum Change {
     ServiceSet(Service),
     /// A service is gone.
     ServiceGone(String),
+    /// A new policy.
+    PolicySet(Policy),
+    /// A policy is gone.
+    PolicyGone(String),
+    /// What becomes in a network of what no policy is about.
+    PolicyDefault {
+        /// The network.
+        vni: Vni,
+        /// Whether it is denied.
+        deny: bool,
+    },
 }
 
 /// What a copy lacks.
@@ -171,6 +183,8 @@ impl Facts {
             Change::NetworkGone(vni) => {
                 self.pools.remove(vni);
                 self.everywhere.remove(vni);
+                self.denying.remove(vni);
+                self.policies.retain(|_, policy| policy.vni != *vni);
             }
             Change::NetworkEverywhere(vni) => {
                 self.everywhere.insert(*vni);
@@ -216,6 +230,18 @@ impl Facts {
                 self.services.insert(service.name.clone(), service.clone());
             }
             Change::ServiceGone(name) => self.remove_service(name),
+            Change::PolicySet(policy) => {
+                self.policies.insert(policy.name.clone(), policy.clone());
+            }
+            Change::PolicyGone(name) => {
+                self.policies.remove(name);
+            }
+            Change::PolicyDefault { vni, deny: true } => {
+                self.denying.insert(*vni);
+            }
+            Change::PolicyDefault { vni, deny: false } => {
+                self.denying.remove(vni);
+            }
             Change::WantedGone { vni, host } => self.in_pool(*vni, |pool| {
                 pool.wanted.remove(host);
             }),

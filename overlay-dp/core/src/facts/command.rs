@@ -10,6 +10,7 @@ use crate::health::HealthCheck;
 use crate::model::{
     EndpointMode, Host, HostId, MacAddr, Multicast, Network, Service, ServicePort, Vni,
 };
+use crate::policy::{Policy, PolicyRule};
 
 /// What a user asks for; the rest is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,17 @@ pub struct ServiceSpec {
     pub ip: Option<IpAddr>,
     /// What tells whether its tasks are ready.
     pub check: Option<HealthCheck>,
+}
+
+/// A policy that a user asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySpec {
+    /// Unique in the cluster.
+    pub name: String,
+    /// Its network's name.
+    pub network: String,
+    /// What it says.
+    pub rule: PolicyRule,
 }
 
 /// One step of the cluster's state. All chance and time comes in with it.
@@ -162,6 +174,23 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Adds a policy.
+    PolicyAdd {
+        /// What is asked for.
+        spec: PolicySpec,
+    },
+    /// Removes a policy.
+    PolicyRemove {
+        /// Its name.
+        name: String,
+    },
+    /// What becomes in a network of what no policy is about.
+    PolicyDefault {
+        /// The network's name.
+        network: String,
+        /// Whether it is denied.
+        deny: bool,
+    },
 }
 
 /// What a host asks for in a network.
@@ -198,4 +227,6 @@ pub enum Reply {
     Granted(Vec<Range>),
     /// The service made.
     Service(Service),
+    /// The policy added.
+    Policy(Policy),
 }

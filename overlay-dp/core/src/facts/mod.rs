@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Host, HostId, MacAddr, Network, Service, Vni};
+use crate::policy::Policy;
 
 mod change;
 mod check;
@@ -23,8 +24,9 @@ mod refusal;
 
 pub use change::{Change, FactsNews, Gap};
 pub use check::{MAX_ALIASES, RecordFault};
-pub use command::{Command, NetworkSpec, Reply, ServiceSpec, Want, Wanted};
+pub use command::{Command, NetworkSpec, PolicySpec, Reply, ServiceSpec, Want, Wanted};
 pub use machine::{Secrets, StateMachine};
+pub use overlay_common::policy::MAX_RULES;
 pub use pool::{Claim, Grant};
 pub use ranges::{Range, Ranges};
 pub use refusal::Refusal;
@@ -39,6 +41,9 @@ pub const MAX_HOSTS: usize = 1000;
 pub const MAX_NETWORKS: usize = 4096;
 /// More services than this are refused: every host knows them all.
 pub const MAX_SERVICES: usize = 4096;
+/// More policies than this are refused: every host knows them all. About one endpoint there may be
+/// [`MAX_RULES`].
+pub const MAX_POLICIES: usize = 4096;
 /// More published ports than this are refused to one service.
 pub const MAX_PUBLISHED: usize = 64;
 /// More addresses than this are refused to one host in one network.
@@ -73,6 +78,9 @@ pub struct Facts {
     #[serde(default)]
     everywhere: BTreeSet<Vni>,
     services: BTreeMap<String, Service>,
+    policies: BTreeMap<String, Policy>,
+    /// Networks in which nothing is reached that no policy allows.
+    denying: BTreeSet<Vni>,
 }
 
 impl Facts {
@@ -124,6 +132,21 @@ impl Facts {
     /// One service.
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services.get(name)
+    }
+
+    /// All policies, by name.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values()
+    }
+
+    /// One policy.
+    pub fn policy(&self, name: &str) -> Option<&Policy> {
+        self.policies.get(name)
+    }
+
+    /// Whether nothing is reached in a network that no policy allows.
+    pub fn denies(&self, vni: Vni) -> bool {
+        self.denying.contains(&vni)
     }
 
     /// The service that has an offset of a network as its own.

@@ -6,11 +6,12 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    MAX_HOST_OFFSETS, MAX_HOSTS, MAX_NETWORK_OFFSETS, MAX_NETWORKS, MAX_PIECES, MAX_PUBLISHED,
-    MAX_SERVICES,
+    MAX_HOST_OFFSETS, MAX_HOSTS, MAX_NETWORK_OFFSETS, MAX_NETWORKS, MAX_PIECES, MAX_POLICIES,
+    MAX_PUBLISHED, MAX_RULES, MAX_SERVICES,
 };
 use crate::health::CheckError;
 use crate::model::{HostId, MacAddr, ModelError, Network, Protocol, Vni};
+use crate::policy::PolicyError;
 
 /// Why a command was refused. Nothing but what hosts want has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -175,6 +176,30 @@ pub enum Refusal {
         "that is too much: there may be {MAX_SERVICES} services, with {MAX_PUBLISHED} published ports each"
     )]
     TooManyServices,
+    /// The name is taken.
+    #[error("policy '{0}' exists already: choose another name, or remove it first")]
+    PolicyExists(String),
+    /// No policy of that name.
+    #[error("there is no policy '{0}': `overlay-dp policy ls` lists them")]
+    NoPolicy(String),
+    /// See [`MAX_POLICIES`] and [`MAX_RULES`].
+    #[error(
+        "that is too much: there may be {MAX_POLICIES} policies, of them {MAX_RULES} about the same container"
+    )]
+    TooManyPolicies,
+    /// A rule that can't be.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A service's own address is nobody's.
+    #[error(
+        "{ip} is the address of service '{service}', whose tasks are reached: say --to service:{service}"
+    )]
+    PolicyToVip {
+        /// As asked for.
+        ip: IpAddr,
+        /// Whose it is.
+        service: String,
+    },
     /// Nothing leads into the network.
     #[error("network '{0}' is internal: nothing can be published out of it")]
     Internal(String),

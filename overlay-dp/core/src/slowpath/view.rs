@@ -3,6 +3,8 @@
 use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
 };
+use overlay_common::policy::PolicyEntry;
+use overlay_common::service::FlowKey;
 use overlay_common::verdict::neighbour::{parse_arp, parse_nd};
 use overlay_common::verdict::{self, Frame};
 use overlay_common::wire::{
@@ -89,6 +91,16 @@ impl verdict::Tables for View<'_> {
 
     fn vtep(&self, ip: &Ip16) -> Option<&VtepEntry> {
         self.tables.vtep_entry(ip)
+    }
+
+    fn policy(&self, port: u32) -> Option<&PolicyEntry> {
+        self.tables.policy_entry(port)
+    }
+
+    /// Only the programs know: what may be an answer is judged by them once more, on its way to the
+    /// port.
+    fn has_begun(&self, _: &FlowKey) -> bool {
+        true
     }
 }
 

@@ -107,6 +107,11 @@ impl<K: Copy + Ord, V> Claims<K, V> {
         self.all.insert((key, rank), value);
     }
 
+    /// A claim's value.
+    pub fn get_mut(&mut self, key: K, rank: Rank) -> Option<&mut V> {
+        self.all.get_mut(&(key, rank))
+    }
+
     /// Withdraws a claim.
     pub fn unset(&mut self, key: K, rank: Rank) {
         self.all.remove(&(key, rank));

@@ -14,6 +14,8 @@
 //! - That a network is encrypted is in the entries of its ports, so that nothing that they send
 //!   leaves in the clear, in those of its MACs, so that nothing is taken that came so, and in its
 //!   own, for what has no such entry.
+//! - What policies say of a port is in the maps before the port and its MAC say that there are any,
+//!   and goes after.
 //! - An update never leaves a reference to something that is not in the maps: a VTEP is set before
 //!   the FDB entries behind it, a port before its FDB entry, and they are deleted the other way
 //!   round.
@@ -23,6 +25,7 @@ mod facts;
 mod groups;
 mod local;
 mod net;
+mod policies;
 mod port;
 mod read;
 mod record;
@@ -38,6 +41,8 @@ use overlay_common::wire::{Family, Ip16};
 
 pub use facts::{Error, Local, NextHop, StaticEntry};
 pub use groups::GroupRow;
+pub use policies::NetPolicies;
+pub use port::PortOptions;
 pub use read::{FdbRow, Origin, VipRow, VtepRow};
 pub use record::MAX_IPS;
 pub use updates::{MapContents, MapUpdate};
@@ -313,6 +318,13 @@ impl Tables {
         Ok(())
     }
 
+    /// What was agreed about who reaches whom in a network.
+    pub fn policies_set(&mut self, vni: Vni, policies: NetPolicies) {
+        let net = net_or_new(&mut self.nets, vni, self.local.mtu);
+        net.set_policies(policies, &mut self.ports, &mut self.updates);
+        self.forget_net_if_empty(vni);
+    }
+
     /// The user says so no more. False when there was no such entry.
     pub fn static_remove(&mut self, vni: Vni, mac: MacAddr) -> bool {
         let Some((key, record)) = self.statics.remove(&(vni, mac)) else {
@@ -331,10 +343,10 @@ impl Tables {
     /// # Errors
     /// When the ifindex or the endpoint's addresses are none.
     pub fn port_up(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), Error> {
-        self.port_up_with(ifindex, endpoint, 0)
+        self.port_up_with(ifindex, endpoint, PortOptions::default())
     }
 
-    /// As [`Tables::port_up`], with the flags of a [`PortEntry`](overlay_common::layout::PortEntry).
+    /// As [`Tables::port_up`], with more about the port.
     ///
     /// # Errors
     /// As [`Tables::port_up`].
@@ -342,7 +354,7 @@ impl Tables {
         &mut self,
         ifindex: u32,
         endpoint: &Endpoint,
-        flags: u32,
+        mut options: PortOptions,
     ) -> Result<(), Error> {
         if ifindex == 0 {
             return Err(Error::Ifindex);
@@ -350,17 +362,15 @@ impl Tables {
         check(endpoint.mac, &endpoint.ips)?;
         let old = self.ports.get(&ifindex);
         let record = Record::of_endpoint(endpoint, None, &mut self.seq);
-        let flags = match endpoint.router {
-            true => flags | PORT_ROUTER,
-            false => flags,
-        };
+        if endpoint.router {
+            options.flags |= PORT_ROUTER;
+        }
         let net = net_or_new(&mut self.nets, endpoint.vni, self.local.mtu);
-        let flags = if net.encrypted {
-            flags | PORT_ENCRYPTED
-        } else {
-            flags
-        };
-        let port = Port::new(endpoint.vni, record, net.inner_mtu(), flags);
+        if net.encrypted {
+            options.flags |= PORT_ENCRYPTED;
+        }
+        let mut port = Port::new(endpoint.vni, record, net.inner_mtu(), options);
+        port.set_policy(&net.policies);
         if old.is_some_and(|old| old.entry == port.entry && old.record.is_of(endpoint)) {
             return Ok(());
         }
@@ -373,6 +383,10 @@ impl Tables {
         {
             let record = Record::of_endpoint(endpoint, Some(&old.record), &mut self.seq);
             let port = Port { record, ..port };
+            let (before, now) = (old.policy.as_deref(), port.policy.as_deref());
+            net.tell_policy(ifindex, before, now, &mut self.updates);
+            // Its MAC's entry follows from this, before what it had of them goes.
+            let opened = now.is_none() && net.policed.remove(&ifindex);
             if net.active && port.entry != old.entry {
                 let update = MapUpdate::SetPort(ifindex, port.entry);
                 self.updates.push(update);
@@ -384,12 +398,17 @@ impl Tables {
                 Some(&port.record),
                 &mut self.updates,
             );
+            if opened && net.active {
+                self.updates.push(MapUpdate::DelPolicy(ifindex));
+            }
             self.ports.insert(ifindex, port);
             return Ok(());
         }
         self.port_down(ifindex);
         let net = net_or_new(&mut self.nets, endpoint.vni, self.local.mtu);
         net.ports.insert(ifindex);
+        let policy = port.policy.as_deref();
+        net.tell_policy(ifindex, None, policy, &mut self.updates);
         if net.active {
             let update = MapUpdate::SetPort(ifindex, port.entry);
             self.updates.push(update);
@@ -428,6 +447,7 @@ impl Tables {
         if net.active {
             self.updates.push(MapUpdate::DelPort(ifindex));
         }
+        net.forget_policy(ifindex, &mut self.updates);
         net.ports.remove(&ifindex);
         self.ports.remove(&ifindex);
         self.forget_net_if_empty(vni);

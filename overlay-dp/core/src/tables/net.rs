@@ -9,15 +9,18 @@ use overlay_common::layout::{
     FDB_BACKEND, FDB_ROUTER, FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry,
     PORT_ENCRYPTED, PortEntry,
 };
+use overlay_common::policy::PolicyEntry;
 use overlay_common::wire::Ip16;
 
 use super::claims::{Claims, Class, Owner};
+use super::policies::NetPolicies;
 use super::port::Ports;
 use super::record::Record;
 use super::services::Services;
 use super::updates::{MapUpdate, Updates};
 use crate::model::{MacAddr, Network, Vni};
 use crate::multicast::Group;
+use crate::policy::identity;
 
 #[derive(Debug)]
 pub(super) struct Net {
@@ -44,6 +47,10 @@ pub(super) struct Net {
     pub groups: BTreeSet<(Group, Ip16)>,
     pub ports: BTreeSet<u32>,
     pub services: Services,
+    pub policies: NetPolicies,
+    /// The ports that policies are about: what a port has of them is in the maps before it says
+    /// so, and stays until it no longer does.
+    pub policed: BTreeSet<u32>,
     /// Whether it is in the maps.
     pub active: bool,
 }
@@ -65,6 +72,8 @@ impl Net {
             groups: BTreeSet::new(),
             ports: BTreeSet::new(),
             services: Services::new(vni),
+            policies: NetPolicies::default(),
+            policed: BTreeSet::new(),
             active: false,
         }
     }
@@ -77,6 +86,7 @@ impl Net {
             && self.ips.is_empty()
             && self.services.is_empty()
             && self.groups.is_empty()
+            && self.policies.is_empty()
     }
 
     pub fn fdb_key(&self, mac: MacAddr) -> FdbKey {
@@ -101,9 +111,15 @@ impl Net {
             let rank = owner.rank(new.mac_seq);
             let backend = new.service.as_ref().map_or(0, |_| FDB_BACKEND);
             let router = if new.router { FDB_ROUTER } else { 0 };
+            let who = new.service.as_deref().map_or(0, identity);
             let entry = match owner {
                 Owner::Gateway => self.gateway_entry(),
-                _ => owner.fdb_entry().map(|entry| entry.with(backend | router)),
+                _ => owner.fdb_entry().map(|entry| {
+                    let policed =
+                        matches!(owner, Owner::Port(port) if self.policed.contains(&port));
+                    let entry = entry.with(backend | router).policed(policed);
+                    entry.identified(who)
+                }),
             };
             let entry = entry.map(|entry| entry.encrypted(self.encrypted));
             self.macs.set(new.mac, rank, entry);
@@ -165,6 +181,68 @@ impl Net {
         updates.extend(set.into_iter());
         self.replace(Owner::Service, old.as_ref(), new.as_ref(), updates);
         updates.extend(deleted.into_iter());
+    }
+
+    /// The network's policies are others now.
+    pub fn set_policies(
+        &mut self,
+        policies: NetPolicies,
+        ports: &mut Ports,
+        updates: &mut Updates,
+    ) {
+        if self.policies == policies {
+            return;
+        }
+        self.policies = policies;
+        let mut open = Vec::new();
+        for ifindex in self.ports.clone() {
+            let Some(port) = ports.get_mut(&ifindex) else {
+                continue;
+            };
+            let (before, entry) = (port.policy.take(), port.entry);
+            port.set_policy(&self.policies);
+            self.tell_policy(ifindex, before.as_deref(), port.policy.as_deref(), updates);
+            if port.entry != entry && self.active {
+                updates.push(MapUpdate::SetPort(ifindex, port.entry));
+            }
+            let (mac, rank) = (
+                port.record.mac,
+                Owner::Port(ifindex).rank(port.record.mac_seq),
+            );
+            let before = self.fdb(mac).copied();
+            if let Some(entry) = self.macs.get_mut(mac, rank).and_then(Option::as_mut) {
+                *entry = entry.policed(port.policy.is_some());
+            }
+            self.tell_mac(mac, before, updates);
+            if port.policy.is_none() {
+                open.push(ifindex);
+            }
+        }
+        for ifindex in open {
+            self.forget_policy(ifindex, updates);
+        }
+    }
+
+    /// What policies say of a port, before anything else does.
+    pub fn tell_policy(
+        &mut self,
+        ifindex: u32,
+        before: Option<&PolicyEntry>,
+        now: Option<&PolicyEntry>,
+        updates: &mut Updates,
+    ) {
+        let Some(now) = now else { return };
+        self.policed.insert(ifindex);
+        if self.active && before != Some(now) {
+            updates.push(MapUpdate::SetPolicy(ifindex, Box::new(*now)));
+        }
+    }
+
+    /// Nothing says any more that policies are about the port.
+    pub fn forget_policy(&mut self, ifindex: u32, updates: &mut Updates) {
+        if self.policed.remove(&ifindex) && self.active {
+            updates.push(MapUpdate::DelPolicy(ifindex));
+        }
     }
 
     /// This host has a port of its own, or none any more: the gateway's MAC is behind it.
@@ -309,6 +387,8 @@ impl Net {
         for local in [false, true] {
             if local {
                 updates.push(MapUpdate::SetNetwork(vni, self.entry));
+                let set = |(ifindex, entry)| MapUpdate::SetPolicy(ifindex, Box::new(entry));
+                updates.extend(self.policy_entries(ports).map(set));
                 let set = |(ifindex, entry)| MapUpdate::SetPort(ifindex, entry);
                 updates.extend(self.port_entries(ports).map(set));
             }
@@ -331,6 +411,7 @@ impl Net {
             updates.extend(self.fdb_entries(Some(local)).map(delete));
             if local {
                 updates.extend(self.ports.iter().copied().map(MapUpdate::DelPort));
+                updates.extend(self.policed.iter().copied().map(MapUpdate::DelPolicy));
                 updates.push(MapUpdate::DelNetwork(self.vni.get()));
             }
         }
@@ -345,6 +426,15 @@ impl Net {
     ) -> impl Iterator<Item = (u32, PortEntry)> + 'a {
         let entry = |ifindex: &u32| Some((*ifindex, ports.get(ifindex)?.entry));
         self.ports.iter().filter_map(entry)
+    }
+
+    /// What the map of policies has of it.
+    pub fn policy_entries<'a>(
+        &'a self,
+        ports: &'a Ports,
+    ) -> impl Iterator<Item = (u32, PolicyEntry)> + 'a {
+        let policed = self.policed.iter();
+        policed.filter_map(|ifindex| Some((*ifindex, **ports.get(ifindex)?.policy.as_ref()?)))
     }
 
     /// What the FDB map has of it; only what is behind ports, or only what is not, when asked.

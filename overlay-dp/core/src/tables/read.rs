@@ -6,14 +6,16 @@ use overlay_common::esp;
 use overlay_common::layout::{
     Config, FdbEntry, FdbKey, NeighbourEntry, NetworkEntry, PortEntry, VtepEntry,
 };
+use overlay_common::policy::PolicyEntry;
 use overlay_common::service::{Peer, SlotKey};
 use overlay_common::wire::Ip16;
 
 use super::claims::Owner;
 use super::net::Net;
 use super::record::Record;
-use super::{MapContents, NextHop, Tables};
+use super::{MapContents, NetPolicies, NextHop, Tables};
 use crate::model::{MacAddr, Network, Vni};
+use crate::policy::Policy;
 
 /// Where a MAC is, and who says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +90,9 @@ impl Tables {
             neighbours: neighbours.collect(),
             vteps: vteps.map(|(ip, vtep)| (*ip, vtep.entry)).collect(),
             slots: active().flat_map(|net| net.services.slots()).collect(),
+            policies: active()
+                .flat_map(|net| net.policy_entries(&self.ports))
+                .collect(),
         }
     }
 
@@ -181,6 +186,26 @@ impl Tables {
     /// The map's entry for a slot of a service's table.
     pub fn slot_entry(&self, key: &SlotKey) -> Option<&Peer> {
         self.active(key.vni())?.services.slot(key)
+    }
+
+    /// The map's entry for the policies about the endpoint behind a port.
+    pub fn policy_entry(&self, ifindex: u32) -> Option<&PolicyEntry> {
+        let port = self.ports.get(&ifindex)?;
+        self.active(port.vni.get())?;
+        port.policy.as_deref()
+    }
+
+    /// The networks with policies, and these.
+    pub fn policies(&self) -> impl Iterator<Item = (Vni, &NetPolicies)> {
+        let nets = self.nets.values().filter(|net| !net.policies.is_empty());
+        nets.map(|net| (net.vni, &net.policies))
+    }
+
+    /// The policy that is the rule at `index` of a port's.
+    pub fn policy_at(&self, ifindex: u32, index: usize) -> Option<&Policy> {
+        let port = self.ports.get(&ifindex)?;
+        let net = self.active(port.vni.get())?;
+        net.policies.about(&port.record).nth(index)
     }
 
     /// The addresses of the service with this MAC, if its network is in the maps.

@@ -5,11 +5,12 @@ use std::collections::{HashMap, VecDeque};
 use overlay_common::layout::{
     FdbEntry, FdbKey, NeighbourEntry, NeighbourKey, NetworkEntry, PortEntry, VtepEntry,
 };
+use overlay_common::policy::PolicyEntry;
 use overlay_common::service::{Peer, SlotKey};
 use overlay_common::wire::Ip16;
 
 /// One change of one BPF map. To delete what is not there is no error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the map operation that its name says")]
 pub enum MapUpdate {
     SetPort(u32, PortEntry),
@@ -24,6 +25,8 @@ pub enum MapUpdate {
     DelVtep(Ip16),
     SetSlot(SlotKey, Peer),
     DelSlot(SlotKey),
+    SetPolicy(u32, Box<PolicyEntry>),
+    DelPolicy(u32),
 }
 
 /// The whole content of each BPF map.
@@ -41,6 +44,8 @@ pub struct MapContents {
     pub vteps: HashMap<Ip16, VtepEntry>,
     /// Which backend has which slot of a service's table.
     pub slots: HashMap<SlotKey, Peer>,
+    /// Who may reach the endpoints behind ports, by ifindex.
+    pub policies: HashMap<u32, PolicyEntry>,
 }
 
 /// Room for so many updates is kept.

@@ -8,6 +8,7 @@ mod holdings;
 mod hosts;
 mod model;
 mod networks;
+mod policies;
 mod services;
 
 use std::net::IpAddr;

@@ -104,9 +104,12 @@ fn what_a_port_asks_of_other_resolvers_is_answered_in_their_name() {
     frame[40..42].fill(0);
     rig.port(Reason::UnknownDestination, &frame)
         .dropped(DropReason::UnknownDestination);
-    let flags = overlay_common::layout::PORT_INTERCEPT_DNS;
+    let options = overlay_core::tables::PortOptions {
+        flags: overlay_common::layout::PORT_INTERCEPT_DNS,
+        limit: None,
+    };
     rig.tables
-        .port_up_with(11, &endpoint(1, 11), flags)
+        .port_up_with(11, &endpoint(1, 11), options)
         .unwrap();
     let asker = asked(rig.port(Reason::UnknownDestination, &frame), b"who?");
     let mut out = Out::default();

@@ -3,6 +3,7 @@
 mod cases;
 mod maps;
 mod model;
+mod policies;
 mod services;
 
 use std::net::IpAddr;

@@ -6,8 +6,8 @@ use overlay_core::tables::{MapContents, MapUpdate, Tables};
 pub fn drain(tables: &mut Tables, maps: &mut MapContents) -> Vec<MapUpdate> {
     let updates: Vec<MapUpdate> = std::iter::from_fn(|| tables.poll_update()).collect();
     for update in &updates {
-        apply(maps, *update);
-        check_references(maps, *update);
+        apply(maps, update.clone());
+        check_references(maps, update);
     }
     assert_eq!(*maps, tables.snapshot());
     updates
@@ -28,12 +28,28 @@ fn apply(maps: &mut MapContents, update: MapUpdate) {
         MapUpdate::DelVtep(key) => maps.vteps.remove(&key).is_some(),
         MapUpdate::SetSlot(key, peer) => maps.slots.insert(key, peer) != Some(peer),
         MapUpdate::DelSlot(key) => maps.slots.remove(&key).is_some(),
+        MapUpdate::SetPolicy(key, ref entry) => maps.policies.insert(key, **entry) != Some(**entry),
+        MapUpdate::DelPolicy(key) => maps.policies.remove(&key).is_some(),
     };
     assert!(changed, "{update:?} changes nothing");
 }
 
 /// At no moment does an entry refer to something that is not there.
-fn check_references(maps: &MapContents, update: MapUpdate) {
+fn check_references(maps: &MapContents, update: &MapUpdate) {
+    // Who is policed has policies.
+    let policed = |ifindex| maps.policies.contains_key(&ifindex);
+    if let Some((ifindex, _)) = maps
+        .ports
+        .iter()
+        .find(|(i, p)| p.is_policed() && !policed(**i))
+    {
+        panic!("port {ifindex} has no policies after {update:?}");
+    }
+    let mut places = maps.fdb.values().filter(|entry| entry.is_policed());
+    assert!(
+        places.all(|entry| entry.port().is_some_and(policed)),
+        "a MAC has no policies after {update:?}"
+    );
     // Only these can break a reference.
     if matches!(
         update,

@@ -267,6 +267,8 @@ impl Model {
                     ip4,
                     ip6: [UNSPECIFIED; 2],
                     flags: 0,
+                    rate: 0,
+                    burst_ns: 0,
                 };
                 maps.ports.insert(*ifindex, entry);
             }

@@ -144,7 +144,10 @@ impl Book {
                 | Change::WantedSet { .. }
                 | Change::WantedGone { .. }
                 | Change::ServiceSet(_)
-                | Change::ServiceGone(_) => {}
+                | Change::ServiceGone(_)
+                | Change::PolicySet(_)
+                | Change::PolicyGone(_)
+                | Change::PolicyDefault { .. } => {}
             }
         }
         all

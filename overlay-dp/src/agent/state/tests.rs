@@ -21,6 +21,7 @@ fn port(number: u8, ifindex: u32) -> Port {
             mtu: 1450,
             attachment: None,
             publish: Vec::new(),
+            limit: None,
         },
         resolv_conf: None,
         intercept_dns: false,

@@ -18,7 +18,7 @@ impl Agent {
     pub(super) async fn repair(&mut self, report: &Report) {
         // First, as these are of the tables as they are.
         for update in &report.updates {
-            done("a BPF map", self.bpf.apply(*update));
+            done("a BPF map", self.bpf.apply(update.clone()));
         }
         self.find_dead_ports().await;
         self.tell_what_is_here();
@@ -26,6 +26,7 @@ impl Agent {
         self.tables_again().await;
         self.doubt_vips();
         self.fit_vips();
+        self.fit_policies();
         self.flush();
         done("what the programs know of this host", self.repair_own());
         done("the programs", self.repair_hooks().await);

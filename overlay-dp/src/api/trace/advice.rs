@@ -1,5 +1,19 @@
 //! What to do about a drop.
 
+use overlay_common::counters::DropReason;
+
+use crate::agent::Judgement;
+
+/// What a step says of a frame that is dropped.
+pub fn dropped(reason: &str, judgement: &Judgement) -> String {
+    match &judgement.policy {
+        Some(policy) if reason == DropReason::Policy.name() => {
+            format!("dropped: {reason} ({policy})")
+        }
+        _ => format!("dropped: {reason}"),
+    }
+}
+
 /// In one line, by the name of the reason for a drop or for a frame's way to the agent.
 pub fn about(reason: &str) -> &'static str {
     match reason {
@@ -72,6 +86,12 @@ pub fn about(reason: &str) -> &'static str {
         }
         "bad-membership" | "too-many-groups" => {
             "a container sends IGMP or MLD that is wrong, a query, or joins more than 128 groups: 'overlay-dp capture' shows it"
+        }
+        "policy" => {
+            "the receiver's policies do not let it in: 'overlay-dp policy ls', and 'overlay-dp policy add' for what is to be reached"
+        }
+        "rate-limit" => {
+            "the container sends more than its --rate: 'overlay-dp container ls --json' shows it"
         }
         "no-agent" | "punt-queue-full" | "not-punted" => {
             "see whether the agent runs and keeps up: 'overlay-dp status'"

@@ -30,9 +30,9 @@ pub async fn arrive(ctx: &Ctx, from: HostId, arrival: Arrival) -> Result<Vec<Ste
     Ok(match (&judgement.programs, &judgement.tables) {
         (Ok(Tried::Dropped(reasons)), _) => {
             let reason = reasons.first().copied().unwrap_or("unknown");
-            stops(step, format!("dropped: {reason}"), reason)
+            stops(step, advice::dropped(reason, &judgement), reason)
         }
-        (Err(_), Fate::Dropped(reason)) => stops(step, format!("dropped: {reason}"), reason),
+        (Err(_), Fate::Dropped(reason)) => stops(step, advice::dropped(reason, &judgement), reason),
         (Ok(Tried::Passed), _) => stops(
             step,
             "not taken for a frame of the overlay: the host's own stack gets it".to_owned(),

@@ -208,7 +208,7 @@ impl Walk<'_> {
         };
         if let Some(reason) = dropped {
             step.good = false;
-            step.says = format!("dropped: {reason}");
+            step.says = advice::dropped(reason, &judgement);
             self.steps.push(step.advice(advice::about(reason)));
             return Ok(());
         }

@@ -90,6 +90,7 @@ fn request(
         attachment: Some(container.reference(config).attachment),
         publish: published(&config.runtime_config.port_mappings)
             .map_err(|error| Error::new(CONFIG, format!("portMappings: {error}")))?,
+        limit: config.runtime_config.bandwidth.limit(),
     })
 }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use overlay_core::model::{MacAddr, check_name};
+use overlay_core::policy::RateLimit;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -50,6 +51,25 @@ pub struct RuntimeConfig {
     mac: Option<String>,
     pub port_mappings: Vec<PortMapping>,
     pub dns: Option<Dns>,
+    pub bandwidth: Bandwidth,
+}
+
+/// How much the container may send; what it gets is not limited.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    /// In bits a second; 0 for no limit.
+    egress_rate: u64,
+    /// In bits.
+    egress_burst: u64,
+}
+
+impl Bandwidth {
+    /// As the agent has it.
+    pub fn limit(&self) -> Option<RateLimit> {
+        let burst = (self.egress_burst != 0).then_some(self.egress_burst / 8);
+        RateLimit::new(self.egress_rate / 8, burst)
+    }
 }
 
 /// How names are to be looked up.

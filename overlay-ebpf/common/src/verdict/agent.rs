@@ -1,6 +1,6 @@
 //! Frames that the agent sends over the punt link.
 
-use super::{Frame, Tables, Verdict};
+use super::{Frame, Tables, Verdict, admitted};
 use crate::counters::DropReason;
 use crate::punt::{self, Kind};
 use crate::wire::{
@@ -11,10 +11,14 @@ use crate::wire::{
 /// Decides about a frame that came in on the near end of the punt link, or of the crypt link,
 /// unless that is [`Kind::Opened`]: such a one is judged as one from the uplink.
 pub fn from_agent<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T) -> Verdict<'t> {
-    from_agent_then(frame, tables, |verdict| verdict).unwrap_or_else(Verdict::Drop)
+    admitted(
+        frame,
+        tables,
+        from_agent_then(frame, tables, |verdict| verdict),
+    )
 }
 
-/// [`from_agent`], with `act` called with the verdict.
+/// [`from_agent`], with `act` called with the verdict, which [`admit`](super::admit) has not seen.
 ///
 /// # Errors
 /// Why the frame is to be dropped.
@@ -39,6 +43,7 @@ where
             frame
                 .load::<ETH_LEN>(OUTER_V4_LEN)
                 .ok_or(DropReason::Truncated)?;
+            let policed = if port.is_policed() { port.vni } else { 0 };
             Ok(act(Verdict::Decap {
                 ifindex,
                 family: Family::V4,
@@ -46,6 +51,7 @@ where
                 answer: port.vni,
                 router: false,
                 entered: false,
+                policed,
             }))
         }
         Kind::ToVtep if ethertype == ETH_P_IP => {

@@ -31,7 +31,9 @@ use crate::layout::{
     PortEntry, VtepEntry,
 };
 use crate::outer::{Meta, mix};
+use crate::policy::{self, PolicyEntry};
 use crate::punt::Reason;
+use crate::service;
 use crate::wire::{
     ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, Family, IPV4_LEN, Ip16, Mac, PROTO_SCTP, PROTO_TCP,
     PROTO_UDP, be16,
@@ -82,6 +84,25 @@ pub trait Tables {
 
     /// Notes through whose router a flow came in, for the programs.
     fn set_entrance(&self, _: &FlowKey, _: &EntranceEntry) {}
+
+    /// Who may reach the endpoint behind a policed port.
+    fn policy(&self, _: u32) -> Option<&PolicyEntry> {
+        None
+    }
+
+    /// Whether a policed endpoint of this host has begun a flow: only the programs know.
+    fn has_begun(&self, _: &service::FlowKey) -> bool {
+        false
+    }
+
+    /// Notes that a policed endpoint of this host has begun a flow, for the programs.
+    fn set_begun(&self, _: &service::FlowKey) {}
+
+    /// Has a port with a limit pay for what it sends; false when it can't. See [`crate::rate`]. The
+    /// programs alone have a clock.
+    fn charge(&self, _: u32, _: &PortEntry, _: u32) -> bool {
+        true
+    }
 }
 
 /// What is to become of a frame.
@@ -121,6 +142,8 @@ pub enum Verdict<'t> {
         ifindex: u32,
         /// The network, if it may answer what was for a service's own address; else 0.
         answer: u32,
+        /// The network, if policies are about the port's endpoint: see [`admit`]; else 0.
+        policed: u32,
     },
     /// It is for a service's own address: give it a backend's, and decide again.
     Balance {
@@ -136,6 +159,8 @@ pub enum Verdict<'t> {
         ifindex: u32,
         /// The network it is on.
         vni: u32,
+        /// As with [`Verdict::Switch`].
+        policed: u32,
     },
     /// Give it the MAC of the host's own port and send it there.
     Route {
@@ -186,6 +211,8 @@ pub enum Verdict<'t> {
         router: bool,
         /// Another host's router has sent it to a container: see [`note_entrance`].
         entered: bool,
+        /// As with [`Verdict::Switch`].
+        policed: u32,
     },
     /// Turn the echo request into its answer ([`echo`](crate::echo)) and send it back.
     EchoReply {
@@ -203,6 +230,47 @@ pub enum Verdict<'t> {
     Seal,
     /// It is sealed: a crypt worker gets it.
     Open,
+}
+
+/// Whether the policies of the endpoint that a frame is for, if there are any, let it in.
+///
+/// # Errors
+/// [`DropReason::Policy`] when they don't.
+#[inline(always)]
+pub fn admit<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    verdict: &Verdict<'_>,
+) -> Result<(), DropReason> {
+    let (at, vni, port) = match *verdict {
+        Verdict::Switch {
+            ifindex, policed, ..
+        }
+        | Verdict::Enter {
+            ifindex, policed, ..
+        } => (0, policed, ifindex),
+        Verdict::Decap {
+            ifindex,
+            policed,
+            family,
+            ..
+        } => (family.outer_len(), policed, ifindex),
+        _ => return Ok(()),
+    };
+    if vni == 0 {
+        return Ok(());
+    }
+    policy::judge(frame, at, tables, vni, port)
+}
+
+/// A decision with what [`admit`] says of it.
+fn admitted<'t, F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    decided: Result<Verdict<'t>, DropReason>,
+) -> Verdict<'t> {
+    let admitted = decided.and_then(|verdict| admit(frame, tables, &verdict).map(|()| verdict));
+    admitted.unwrap_or_else(Verdict::Drop)
 }
 
 /// New bytes for an inner IP header.

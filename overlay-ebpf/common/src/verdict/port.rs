@@ -2,10 +2,11 @@
 
 use super::neighbour::{self, Arp};
 use super::router::Leaving;
-use super::{Eth, Frame, Tables, Verdict, flow_hash, wire_len};
+use super::{Eth, Frame, Tables, Verdict, admitted, flow_hash, wire_len};
 use crate::counters::DropReason;
 use crate::layout::{FdbKey, NeighbourKey, PORT_BACKEND, PORT_ROUTER, PortEntry};
 use crate::outer::{Meta, mix};
+use crate::policy;
 use crate::punt::Reason;
 use crate::wire::{
     ARP_REQUEST, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ICMPV6_NS, IPV4_LEN, IPV6_LEN, Ip16,
@@ -14,10 +15,14 @@ use crate::wire::{
 
 /// Decides about a frame that came in on the port with this ifindex.
 pub fn from_port<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T, ifindex: u32) -> Verdict<'t> {
-    from_port_then(frame, tables, ifindex, |verdict| verdict).unwrap_or_else(Verdict::Drop)
+    admitted(
+        frame,
+        tables,
+        from_port_then(frame, tables, ifindex, |verdict| verdict),
+    )
 }
 
-/// [`from_port`], with `act` called with the verdict.
+/// [`from_port`], with `act` called with the verdict, which [`admit`](super::admit) has not seen.
 ///
 /// # Errors
 /// Why the frame is to be dropped.
@@ -173,10 +178,24 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
         act: impl FnOnce(Verdict<'t>) -> R,
     ) -> Result<R, DropReason> {
         let vni = self.entry.vni;
+        let place = self.tables.fdb(&FdbKey::new(vni, self.eth.dst));
+        // What is for a service is decided about again, as for one of its tasks.
+        let balanced = place.is_some_and(|place| place.is_service());
+        if self.entry.rate != 0
+            && !balanced
+            && !self
+                .tables
+                .charge(self.ifindex, self.entry, self.frame.total_len())
+        {
+            return Err(DropReason::RateLimit);
+        }
         if len > self.entry.mtu {
             return Ok(act(self.punt(Reason::TooBig)));
         }
-        let Some(entry) = self.tables.fdb(&FdbKey::new(vni, self.eth.dst)) else {
+        if self.entry.is_policed() && !balanced {
+            policy::note_begun(self.frame, self.tables, vni);
+        }
+        let Some(entry) = place else {
             let reason = if is_group(&self.eth.dst) {
                 Reason::Flood
             } else {
@@ -203,11 +222,20 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
                     answer: self.answer(),
                 }));
             }
+            let policed = if entry.is_policed() { vni } else { 0 };
             if self.is_router() {
-                return Ok(act(Verdict::Enter { ifindex, vni }));
+                return Ok(act(Verdict::Enter {
+                    ifindex,
+                    vni,
+                    policed,
+                }));
             }
             let answer = self.answer();
-            return Ok(act(Verdict::Switch { ifindex, answer }));
+            return Ok(act(Verdict::Switch {
+                ifindex,
+                answer,
+                policed,
+            }));
         }
         if entry.is_service() {
             return Ok(act(Verdict::Balance { vni }));

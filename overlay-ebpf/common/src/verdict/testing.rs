@@ -1,7 +1,7 @@
 //! Frames and tables in plain memory.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::vec::Vec;
 
 use super::{Frame, Tables};
@@ -9,6 +9,8 @@ use crate::layout::{
     Config, EntranceEntry, FdbEntry, FdbKey, FlowKey, NeighbourEntry, NeighbourKey, NetworkEntry,
     PortEntry, VtepEntry,
 };
+use crate::policy::PolicyEntry;
+use crate::service;
 use crate::wire::Ip16;
 
 /// A frame in a slice.
@@ -75,6 +77,10 @@ pub struct Memory {
     pub entrances: HashMap<FlowKey, EntranceEntry>,
     /// What was noted of that since, the latest last.
     pub noted: RefCell<Vec<(FlowKey, EntranceEntry)>>,
+    /// Who may reach endpoints, by ifindex.
+    pub policies: HashMap<u32, PolicyEntry>,
+    /// What policed endpoints have begun.
+    pub begun: RefCell<HashSet<service::FlowKey>>,
 }
 
 impl Tables for Memory {
@@ -108,5 +114,17 @@ impl Tables for Memory {
 
     fn set_entrance(&self, flow: &FlowKey, entry: &EntranceEntry) {
         self.noted.borrow_mut().push((*flow, *entry));
+    }
+
+    fn policy(&self, port: u32) -> Option<&PolicyEntry> {
+        self.policies.get(&port)
+    }
+
+    fn has_begun(&self, flow: &service::FlowKey) -> bool {
+        self.begun.borrow().contains(flow)
+    }
+
+    fn set_begun(&self, flow: &service::FlowKey) {
+        self.begun.borrow_mut().insert(*flow);
     }
 }

@@ -49,6 +49,8 @@ fn tables() -> Memory {
             ip4: ip,
             ip6: [UNSPECIFIED; 2],
             flags: 0,
+            rate: 0,
+            burst_ns: 0,
         };
         tables.ports.insert(ifindex, entry);
         let key = FdbKey::new(VNI, mac(ip));

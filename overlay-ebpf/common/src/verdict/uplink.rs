@@ -1,6 +1,6 @@
 //! Frames from the underlay. Nothing in them is trusted.
 
-use super::{EcnRewrite, Eth, Frame, Tables, Verdict};
+use super::{EcnRewrite, Eth, Frame, Tables, Verdict, admitted};
 use crate::checksum;
 use crate::counters::DropReason;
 use crate::echo;
@@ -49,10 +49,14 @@ pub enum Way {
 
 /// Decides about a frame that came in on the uplink.
 pub fn from_uplink<'t, F: Frame, T: Tables>(frame: &F, tables: &'t T, way: Way) -> Verdict<'t> {
-    from_uplink_then(frame, tables, way, |verdict| verdict).unwrap_or_else(Verdict::Drop)
+    admitted(
+        frame,
+        tables,
+        from_uplink_then(frame, tables, way, |verdict| verdict),
+    )
 }
 
-/// [`from_uplink`], with `act` called with the verdict.
+/// [`from_uplink`], with `act` called with the verdict, which [`admit`](super::admit) has not seen.
 ///
 /// # Errors
 /// Why the frame is to be dropped. It is VXLAN for this VTEP then.
@@ -287,6 +291,7 @@ fn inner<'t, F: Frame, T: Tables, R>(
         let reason = Reason::UnknownDestination;
         return Ok(act(Verdict::Punt { reason, vni }));
     }
+    let policed = if destination.is_policed() { vni } else { 0 };
     let router = destination.is_router();
     let entered = !router && source.is_some_and(|source| source.is_router());
     combine_ecn(frame, eth.ethertype, outer, |ecn| {
@@ -298,6 +303,7 @@ fn inner<'t, F: Frame, T: Tables, R>(
             answer,
             router,
             entered,
+            policed,
         })
     })
 }

@@ -11,6 +11,7 @@ use crate::model::Host;
 mod grants;
 mod hosts;
 mod networks;
+mod policies;
 mod services;
 mod subnets;
 
@@ -249,6 +250,13 @@ impl StateMachine {
                 return services::create(facts, spec, *from, changes).map(Reply::Service);
             }
             Command::ServiceRemove { name } => services::remove(facts, name, changes)?,
+            Command::PolicyAdd { spec } => {
+                return policies::add(facts, spec, changes).map(Reply::Policy);
+            }
+            Command::PolicyRemove { name } => policies::remove(facts, name, changes)?,
+            Command::PolicyDefault { network, deny } => {
+                policies::set_default(facts, network, *deny, changes)?;
+            }
         }
         Ok(Reply::Done)
     }
