@@ -18,7 +18,7 @@ use super::{Bpf, LAYOUT_VERSION, LINKS, MAPS};
 
 /// Maps that programs write, with the sizes of keys and values. They are shared by name: a change
 /// of the layout of one of them must change its name.
-const NOTES: [(&str, usize, usize); 2] = [
+const NOTES: [(&str, usize, usize); 3] = [
     (
         names::ENTRANCES,
         size_of::<FlowKey>(),
