@@ -161,7 +161,8 @@ fn local_ports_are_switched_but_not_to_themselves() {
         verdict,
         Verdict::Switch {
             ifindex: OTHER_PORT,
-            answer: 0
+            answer: 0,
+            policed: 0
         }
     ));
     let to_self = eth(mac(A), mac(A), 0x88b5, &[0; 50]);
@@ -243,6 +244,7 @@ fn tags_are_refused_wherever_the_kernel_keeps_them() {
             answer: 0,
             router: false,
             entered: false,
+            policed: 0,
         }
     ));
     let verdict = from_uplink(&aside(&outer), &tables, Way::Clear);
@@ -407,7 +409,8 @@ fn the_agent_sends_only_what_is_marked_so() {
             ecn: None,
             answer: VNI,
             router: false,
-            entered: false
+            entered: false,
+            policed: 0
         }
     ));
     let to_vtep = sent(Kind::ToVtep, 0, ETH_P_IP);
