@@ -21,9 +21,9 @@ fn the_verifier_takes_all_programs() {
     assert_eq!(sizes.len(), 6);
     for (name, instructions, verified) in sizes {
         println!("{name}: {instructions} instructions, {verified} looked at by the verifier");
-        // The verifier's limit is a million. What judges policies, in a loop over all rules, takes a
-        // third of it; growth to half of it should be noticed.
-        assert!(verified < 500_000, "{name}");
+        // The verifier's limit is a million, and older kernels' need more for the same. What judges
+        // policies, in a loop over all rules, takes most of this.
+        assert!(verified < 250_000, "{name}");
     }
 }
 

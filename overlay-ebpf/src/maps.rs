@@ -17,7 +17,7 @@ use overlay_common::layout::{
     Config, EntranceEntry, FdbEntry, FdbKey, FlowKey, NeighbourEntry, NeighbourKey, NetworkEntry,
     PortEntry, VtepEntry,
 };
-use overlay_common::policy::PolicyEntry;
+use overlay_common::policy::{PolicyEntry, Seen};
 use overlay_common::punt::CRYPT_QUEUES;
 use overlay_common::rate;
 use overlay_common::service;
@@ -56,6 +56,10 @@ static OVL_DROPS: PerCpuArray<u64> = PerCpuArray::pinned(DropReason::COUNT as u3
 static OVL_STATS: PerCpuArray<u64> = PerCpuArray::pinned(Stat::COUNT as u32, 0);
 #[map]
 pub static OVL_XSKS: XskMap = XskMap::pinned(1 + CRYPT_QUEUES, 0);
+
+/// What policies see of the frame that is judged: here, because the stack has no room for it.
+#[map]
+static OVL_SEEN: PerCpuArray<Seen> = PerCpuArray::with_max_entries(1, 0);
 
 /// Ports by their ifindex, of which several may share a slot: no harm, but a longer way for some.
 /// What an agent's programs have counted is of no use to the next one's.
@@ -157,6 +161,15 @@ impl Tables for Maps {
     fn has_begun(&self, flow: &service::FlowKey) -> bool {
         // SAFETY: nothing is read through it.
         unsafe { OVL_BEGUN.get(flow) }.is_some()
+    }
+
+    #[inline(always)]
+    fn with_seen<R>(&self, then: impl FnOnce(&mut Seen) -> R) -> Option<R> {
+        let seen = OVL_SEEN.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own element, which outlives the program's run; zeros and what was written here are a
+        // `Seen`. Nothing else uses it meanwhile: programs run with bottom halves off, one after the other, and
+        // `then` is never called inside of another.
+        Some(then(unsafe { &mut *seen }))
     }
 
     #[inline(always)]

@@ -37,10 +37,9 @@ const TESTS: [Tests; 6] = [
         chosen: &[],
         emulated: &[
             "the_verifier",
-            "differential",
-            "the_agents_frames",
+            "agree_over_ipv6",
+            "agree_about_policies",
             "only_marked",
-            "a_far_backend",
         ],
     },
     Tests {

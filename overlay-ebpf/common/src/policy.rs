@@ -7,8 +7,10 @@
 //!
 //! The sender is known by its MAC, which is bound to its port, or to its VTEP.
 
+use core::hint::black_box;
+
 use crate::counters::DropReason;
-use crate::layout::{FdbKey, pod};
+use crate::layout::{FdbEntry, FdbKey, pod};
 use crate::service::FlowKey;
 use crate::verdict::{Frame, Tables};
 use crate::wire::{
@@ -191,11 +193,12 @@ impl RuleEntry {
 }
 
 /// What a frame is to an endpoint's policies.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[repr(u32)]
 enum Kind {
     /// It needs no rule: ARP, neighbour discovery, ICMP's errors and answers, and the fragments of
     /// which the first one is judged.
+    #[default]
     Free,
     /// It begins a TCP connection.
     Opening,
@@ -204,7 +207,9 @@ enum Kind {
 }
 
 /// A frame as rules see it.
-struct Seen {
+#[derive(Default)]
+#[repr(C)]
+pub struct Seen {
     /// The protocol is 0 when it can't be seen; [`PROTO_ICMP`] in both families.
     key: FlowKey,
     kind: Kind,
@@ -218,55 +223,46 @@ struct Seen {
 }
 
 impl Seen {
-    /// The frame whose Ethernet header is at `at`; `None` when it is to be refused.
+    /// Becomes the frame whose Ethernet header is at `at`; `None` when it is to be refused.
     #[inline(always)]
-    fn of<F: Frame>(frame: &F, at: usize, vni: u32) -> Option<Seen> {
-        let mut seen = Seen {
-            key: FlowKey {
-                vni,
-                protocol: 0,
-                src: UNSPECIFIED,
-                dst: UNSPECIFIED,
-                ports: [0; 4],
-            },
-            kind: Kind::Other,
-            identity: 0,
-            outside: 0,
-            port: 0,
-            hidden: 0,
-        };
+    fn read<F: Frame>(&mut self, frame: &F, at: usize, vni: u32) -> Option<()> {
+        let nowhere = nowhere();
+        self.key.vni = vni;
+        self.key.protocol = 0;
+        self.key.src = nowhere;
+        self.key.dst = nowhere;
+        self.key.ports = [0; 4];
+        self.kind = Kind::Other;
         let [t0, t1] = frame.load(at + ETH_LEN - 2)?;
         let ip = at + ETH_LEN;
         match be16(t0, t1) {
             ETH_P_ARP => {
-                seen.kind = Kind::Free;
-                Some(seen)
+                self.kind = Kind::Free;
+                Some(())
             }
             ETH_P_IP => {
                 let h: [u8; IPV4_LEN] = frame.load(ip)?;
-                seen.key.src = map_v4([h[12], h[13], h[14], h[15]]);
-                seen.key.dst = map_v4([h[16], h[17], h[18], h[19]]);
+                self.key.src = map_v4([h[12], h[13], h[14], h[15]]);
+                self.key.dst = map_v4([h[16], h[17], h[18], h[19]]);
                 let offset = be16(h[6], h[7]) & 0x1fff;
                 if offset != 0 {
                     // Where a TCP header goes on it may say something else than the first fragment
                     // (RFC 3128).
-                    seen.kind = Kind::Free;
-                    return (offset != 1).then_some(seen);
+                    self.kind = Kind::Free;
+                    return (offset != 1).then_some(());
                 }
                 if h[0] != 0x45 {
-                    return Some(seen);
+                    return Some(());
                 }
-                seen.look(frame, ip + IPV4_LEN, h[9], PROTO_ICMP)?;
-                Some(seen)
+                self.look(frame, ip + IPV4_LEN, h[9], PROTO_ICMP)
             }
             ETH_P_IPV6 => {
                 let [next] = frame.load(ip + 6)?;
-                seen.key.src = frame.load(ip + 8)?;
-                seen.key.dst = frame.load(ip + 24)?;
-                seen.look(frame, ip + IPV6_LEN, next, PROTO_ICMPV6)?;
-                Some(seen)
+                self.key.src = frame.load(ip + 8)?;
+                self.key.dst = frame.load(ip + 24)?;
+                self.look(frame, ip + IPV6_LEN, next, PROTO_ICMPV6)
             }
-            _ => Some(seen),
+            _ => Some(()),
         }
     }
 
@@ -317,20 +313,33 @@ impl Seen {
         be16(self.key.ports[2], self.key.ports[3])
     }
 
+    /// Whether its sender begins something with it, so that the answers are to come in.
+    #[inline(always)]
+    fn begins(&self) -> bool {
+        if matches!(self.kind, Kind::Free) {
+            return false;
+        }
+        let (src, dst) = (self.src_port(), self.dst_port());
+        const TCP: u32 = PROTO_TCP as u32;
+        const ICMP: u32 = PROTO_ICMP as u32;
+        match self.key.protocol {
+            TCP => matches!(self.kind, Kind::Opening) || (src >= EPHEMERAL && dst < EPHEMERAL),
+            // It can't be seen; or its answers are known as such.
+            0 | ICMP => false,
+            _ => src >= EPHEMERAL || dst < EPHEMERAL,
+        }
+    }
+
     /// Looks up who sends it.
     #[inline(always)]
     fn identify<F: Frame, T: Tables>(&mut self, frame: &F, at: usize, tables: &T) -> Option<()> {
         let mac: Mac = frame.load(at + 6)?;
-        if let Some(source) = tables.fdb(&FdbKey::new(self.key.vni, mac)) {
-            self.identity = source.identity();
-            if source.is_router() {
-                self.outside = u32::MAX;
-            }
-        }
+        let all_ones = |is: bool| if is { u32::MAX } else { 0 };
+        let source = tables.fdb(&FdbKey::new(self.key.vni, mac));
+        self.identity = source.map_or(0, FdbEntry::identity);
+        self.outside = all_ones(source.is_some_and(FdbEntry::is_router));
         self.port = self.dst_port() as u32;
-        if self.key.protocol == 0 {
-            self.hidden = u32::MAX;
-        }
+        self.hidden = all_ones(self.key.protocol == 0);
         Some(())
     }
 
@@ -341,6 +350,14 @@ impl Seen {
         self.key.ports = [c, d, a, b];
         core::mem::swap(&mut self.key.src, &mut self.key.dst);
     }
+}
+
+/// [`UNSPECIFIED`] as words that the compiler knows nothing of. What it knows to be zero it has written by a
+/// function, whose frame the stack has no room for.
+#[inline(always)]
+fn nowhere() -> Ip16 {
+    let [a, b, c, d] = black_box(0_u32).to_ne_bytes();
+    [a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d]
 }
 
 /// Judges a frame on the network `vni`, whose Ethernet header is at `at`, for the endpoint behind a
@@ -358,22 +375,32 @@ pub fn judge<F: Frame, T: Tables>(
 ) -> Result<(), DropReason> {
     const DENIED: DropReason = DropReason::Policy;
     let entry = tables.policy(port).ok_or(DENIED)?;
-    let mut seen = Seen::of(frame, at, vni).ok_or(DENIED)?;
-    if matches!(seen.kind, Kind::Free) {
-        return Ok(());
+    let comes_in = tables.with_seen(|seen| {
+        if seen.read(frame, at, vni).is_none() {
+            return false;
+        }
+        if matches!(seen.kind, Kind::Free) {
+            return true;
+        }
+        if seen.identify(frame, at, tables).is_none() {
+            return false;
+        }
+        // From here on the verifier knows nothing of what was seen: there is one way through the rules,
+        // and not one for each kind of frame.
+        let seen = black_box(seen);
+        if entry.allows(seen) {
+            return true;
+        }
+        if matches!(seen.kind, Kind::Opening) {
+            return false;
+        }
+        seen.turn();
+        tables.has_begun(&seen.key)
+    });
+    match comes_in {
+        Some(true) => Ok(()),
+        Some(false) | None => Err(DENIED),
     }
-    seen.identify(frame, at, tables).ok_or(DENIED)?;
-    if entry.allows(&seen) {
-        return Ok(());
-    }
-    if matches!(seen.kind, Kind::Opening) {
-        return Err(DENIED);
-    }
-    seen.turn();
-    if tables.has_begun(&seen.key) {
-        return Ok(());
-    }
-    Err(DENIED)
 }
 
 /// Which rule decides about a frame that has come in or not; `None` when it is none: for people.
@@ -386,7 +413,8 @@ pub fn deciding<F: Frame, T: Tables>(
     port: u32,
 ) -> Option<usize> {
     let entry = tables.policy(port)?;
-    let mut seen = Seen::of(frame, at, vni)?;
+    let mut seen = Seen::default();
+    seen.read(frame, at, vni)?;
     if matches!(seen.kind, Kind::Free) {
         return None;
     }
@@ -405,25 +433,9 @@ pub fn deciding<F: Frame, T: Tables>(
 /// have and goes to one that clients get.
 #[inline(never)]
 pub fn note_begun<F: Frame, T: Tables>(frame: &F, tables: &T, vni: u32) {
-    let Some(seen) = Seen::of(frame, 0, vni) else {
-        return;
-    };
-    if matches!(seen.kind, Kind::Free) || seen.key.protocol == 0 {
-        return;
-    }
-    if seen.key.protocol == PROTO_ICMP as u32 {
-        return; // its answers are known as such
-    }
-    let (src, dst) = (seen.src_port(), seen.dst_port());
-    if seen.key.protocol == PROTO_TCP as u32 {
-        let own = src >= EPHEMERAL && dst < EPHEMERAL;
-        if !matches!(seen.kind, Kind::Opening) && !own {
-            return;
+    tables.with_seen(|seen| {
+        if seen.read(frame, 0, vni).is_some() && seen.begins() && !tables.has_begun(&seen.key) {
+            tables.set_begun(&seen.key);
         }
-    } else if src < EPHEMERAL && dst >= EPHEMERAL {
-        return;
-    }
-    if !tables.has_begun(&seen.key) {
-        tables.set_begun(&seen.key);
-    }
+    });
 }

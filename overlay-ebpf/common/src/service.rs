@@ -68,7 +68,7 @@ pod!(Peer, 24);
 
 /// Names the packets of one connection in one direction, as they are before they are changed.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// The network, host order.
     pub vni: u32,

@@ -31,7 +31,7 @@ use crate::layout::{
     PortEntry, VtepEntry,
 };
 use crate::outer::{Meta, mix};
-use crate::policy::{self, PolicyEntry};
+use crate::policy::{self, PolicyEntry, Seen};
 use crate::punt::Reason;
 use crate::service;
 use crate::wire::{
@@ -93,6 +93,11 @@ pub trait Tables {
     /// Whether a policed endpoint of this host has begun a flow: only the programs know.
     fn has_begun(&self, _: &service::FlowKey) -> bool {
         false
+    }
+
+    /// Gives `then` room for what policies see of a frame: in the programs none of their stack.
+    fn with_seen<R>(&self, then: impl FnOnce(&mut Seen) -> R) -> Option<R> {
+        Some(then(&mut Seen::default()))
     }
 
     /// Notes that a policed endpoint of this host has begun a flow, for the programs.
