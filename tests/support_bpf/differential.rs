@@ -265,7 +265,7 @@ fn agree(mut tables: Memory, family: Family) {
                 }
                 let beside = Beside::default();
                 let result = object.borrow_mut().run_with(hook, &frame, beside);
-                let Ok(outcome) = result else {
+                let Ok(mut outcome) = result else {
                     // The kernel tests no skb with hardly more than an Ethernet header.
                     prop_assert!(!hook.is_xdp() && frame.len() < 54);
                     return Ok(());
@@ -276,6 +276,14 @@ fn agree(mut tables: Memory, family: Family) {
                 tables.entrances.extend(noted);
                 let class = format!("{:?}{:?}", expected.drops, expected.stats.last());
                 *seen.borrow_mut().entry(class).or_default() += 1;
+                // On old kernels what comes out of IPv6 is padded, as an Ethernet would.
+                let padding = outcome.bytes.get(expected.bytes.len()..);
+                if !hook.is_xdp()
+                    && outcome.bytes.len() == 54
+                    && padding.is_some_and(|padding| padding.iter().all(|byte| *byte == 0))
+                {
+                    outcome.bytes.truncate(expected.bytes.len());
+                }
                 prop_assert_eq!(outcome, expected);
                 Ok(())
             })
