@@ -44,7 +44,7 @@ mod tests {
         // 1 MB/s, 100 kB at once; 1000 bytes every 100 µs are ten times too much.
         let (rate, burst) = (1_000_000, burst_ns(100_000, 1_000_000));
         let (mut paid, mut sent) = (0, 0u64);
-        for step in 0..50_000u64 {
+        for step in 0..=50_000u64 {
             let now = 1_000_000_000 + step * 100_000;
             if let Some(next) = take(paid, now, cost(1000, rate), burst) {
                 paid = next;
