@@ -26,20 +26,31 @@ pub enum Peer {
     Xdp,
     Tcx,
     Auto,
+    /// `Auto`, with a network that is encrypted between hosts.
+    Encrypted,
 }
 
 impl Peer {
-    pub const ALL: [Peer; 6] = [
+    pub const ALL: [Peer; 7] = [
         Peer::Bare,
         Peer::Kernel,
         Peer::Docker,
         Peer::Xdp,
         Peer::Tcx,
         Peer::Auto,
+        Peer::Encrypted,
     ];
     /// As on the command line.
-    const NAMES: [&'static str; 6] = ["bare", "kernel", "docker", "xdp", "tcx", "auto"];
-    /// Those that need nothing else.
+    const NAMES: [&'static str; 7] = [
+        "bare",
+        "kernel",
+        "docker",
+        "xdp",
+        "tcx",
+        "auto",
+        "encrypted",
+    ];
+    /// Those that need nothing else, and give away nothing for it.
     pub const UNASKED: [&'static str; 5] = ["bare", "kernel", "xdp", "tcx", "auto"];
 
     /// Its `--datapath`, when it is overlay-dp.
@@ -48,7 +59,7 @@ impl Peer {
             Peer::Bare | Peer::Kernel | Peer::Docker => None,
             Peer::Xdp => Some("xdp"),
             Peer::Tcx => Some("tcx"),
-            Peer::Auto => Some("auto"),
+            Peer::Auto | Peer::Encrypted => Some("auto"),
         }
     }
 }
@@ -62,6 +73,7 @@ impl fmt::Display for Peer {
             Peer::Xdp => "overlay-dp xdp",
             Peer::Tcx => "overlay-dp tcx",
             Peer::Auto => "overlay-dp auto",
+            Peer::Encrypted => "overlay-dp encrypted",
         })
     }
 }
@@ -114,9 +126,14 @@ impl Bed {
                 ends = docker.ends.clone();
                 docker.ips
             }
-            Peer::Xdp | Peer::Tcx | Peer::Auto => {
+            Peer::Xdp | Peer::Tcx | Peer::Auto | Peer::Encrypted => {
                 let datapath = peer.datapath().context("no overlay-dp")?;
-                let started = Overlay::start(&lab, &format!("--datapath {datapath}"));
+                let args = format!("--datapath {datapath}");
+                let network = match peer {
+                    Peer::Encrypted => "--encrypted",
+                    _ => "",
+                };
+                let started = Overlay::start_network(&lab, &[&args, &args], network);
                 let overlay = overlay.insert(started.with_context(|| lab.logs())?);
                 [overlay.c(1).ip, overlay.c(2).ip]
             }

@@ -36,7 +36,9 @@ impl Case {
         match self {
             // The kernel uses a sent frame's page again as it comes back, and routing has changed
             // its addresses then. Docker's path is kernel vxlan's, with its ends out of reach.
-            Case::ToSocket | Case::Encap => !matches!(peer, Peer::Bare | Peer::Docker),
+            Case::ToSocket | Case::Encap => {
+                !matches!(peer, Peer::Bare | Peer::Docker | Peer::Encrypted)
+            }
             // Frames that tcx hands over are packets already, and no XDP program of the container
             // sees them.
             Case::Decap => matches!(peer, Peer::Kernel | Peer::Xdp),
@@ -166,7 +168,7 @@ impl Goal {
             Peer::Bare => self.bare,
             Peer::Kernel => self.kernel,
             Peer::Docker => self.docker,
-            Peer::Xdp | Peer::Tcx | Peer::Auto => None,
+            Peer::Xdp | Peer::Tcx | Peer::Auto | Peer::Encrypted => None,
         }
     }
 }

@@ -27,6 +27,7 @@ fn color(peer: Peer) -> RGBColor {
         Peer::Xdp => RGBColor(214, 130, 40),
         Peer::Tcx => RGBColor(60, 130, 190),
         Peer::Auto => RGBColor(40, 150, 90),
+        Peer::Encrypted => RGBColor(190, 70, 90),
     }
 }
 

@@ -149,7 +149,7 @@ impl Series {
             Peer::Bare => self.of_bare.as_ref(),
             Peer::Kernel => self.of_kernel.as_ref(),
             Peer::Docker => self.of_docker.as_ref(),
-            Peer::Xdp | Peer::Tcx | Peer::Auto => None,
+            Peer::Xdp | Peer::Tcx | Peer::Auto | Peer::Encrypted => None,
         }
     }
 }

@@ -212,6 +212,14 @@ impl Overlay {
     /// # Errors
     /// As [`Overlay::start`].
     pub fn start_each(lab: &Lab, attach_args: &[&str]) -> Result<Overlay> {
+        Overlay::start_network(lab, attach_args, "")
+    }
+
+    /// As [`Overlay::start_each`], with options of `network create`.
+    ///
+    /// # Errors
+    /// As [`Overlay::start`].
+    pub fn start_network(lab: &Lab, attach_args: &[&str], options: &str) -> Result<Overlay> {
         let (first, others) = attach_args.split_first().context("no agents")?;
         let mut agents = vec![lab.start_agent(1, first)?];
         let join = join_args(lab.host(1), false)?;
@@ -219,7 +227,9 @@ impl Overlay {
             agents.push(lab.start_agent(number, &format!("{args} {join}"))?);
         }
         let hosts = attach_args.len();
-        let network = lab.host(1).overlay_json("network create uber-net")?;
+        let network = lab
+            .host(1)
+            .overlay_json(&format!("network create uber-net {options}"))?;
         let containers = lab
             .containers()
             .iter()
