@@ -344,6 +344,7 @@ fn one_of_several_names_that_fails_keeps_none_from_being_done() {
         host.overlay("network rm keep")?;
         ensure!(host.overlay_json("network ls")? == serde_json::json!([]));
         ensure!(agent.stop()?.success());
+        lab.ends_without_agents();
         // Without an agent it is said once.
         says(&partly(host, "network rm a b c")?, &["attach"])
     });
