@@ -160,27 +160,27 @@ impl Bpf {
 
     fn write(&mut self, update: &MapUpdate) -> Result<(), MapError> {
         let maps = &mut self.maps;
-        match update.clone() {
+        match update {
             MapUpdate::SetPort(key, value) => maps.ports.insert(key, value, 0),
-            MapUpdate::DelPort(key) => absent_is_fine(maps.ports.remove(&key)),
+            MapUpdate::DelPort(key) => absent_is_fine(maps.ports.remove(key)),
             MapUpdate::SetNetwork(key, value) => maps.networks.insert(key, value, 0),
-            MapUpdate::DelNetwork(key) => absent_is_fine(maps.networks.remove(&key)),
+            MapUpdate::DelNetwork(key) => absent_is_fine(maps.networks.remove(key)),
             MapUpdate::SetFdb(key, value) => maps.fdb.insert(key, value, 0),
-            MapUpdate::DelFdb(key) => absent_is_fine(maps.fdb.remove(&key)),
+            MapUpdate::DelFdb(key) => absent_is_fine(maps.fdb.remove(key)),
             MapUpdate::SetNeighbour(key, value) => maps.neighbours.insert(key, value, 0),
-            MapUpdate::DelNeighbour(key) => absent_is_fine(maps.neighbours.remove(&key)),
+            MapUpdate::DelNeighbour(key) => absent_is_fine(maps.neighbours.remove(key)),
             // A next hop that is (still) unknown never replaces one that was known: the old one
             // is the better guess, and after a restart it carries the running traffic.
-            MapUpdate::SetVtep(key, value) if value.ifindex == 0 => match maps.vteps.get(&key, 0) {
+            MapUpdate::SetVtep(key, value) if value.ifindex == 0 => match maps.vteps.get(key, 0) {
                 Ok(old) if old.ifindex != 0 => Ok(()),
                 _ => maps.vteps.insert(key, value, 0),
             },
             MapUpdate::SetVtep(key, value) => maps.vteps.insert(key, value, 0),
-            MapUpdate::DelVtep(key) => absent_is_fine(maps.vteps.remove(&key)),
-            MapUpdate::SetPolicy(key, value) => maps.policies.insert(key, *value, 0),
-            MapUpdate::DelPolicy(key) => absent_is_fine(maps.policies.remove(&key)),
+            MapUpdate::DelVtep(key) => absent_is_fine(maps.vteps.remove(key)),
+            MapUpdate::SetPolicy(key, value) => maps.policies.insert(key, **value, 0),
+            MapUpdate::DelPolicy(key) => absent_is_fine(maps.policies.remove(key)),
             MapUpdate::SetSlot(key, value) => maps.slots.insert(key, value, 0),
-            MapUpdate::DelSlot(key) => absent_is_fine(maps.slots.remove(&key)),
+            MapUpdate::DelSlot(key) => absent_is_fine(maps.slots.remove(key)),
         }
     }
 
