@@ -48,7 +48,7 @@ pub fn build_of(source: &Path) -> Result<PathBuf> {
         // --btf: the kernel wants types of maps and functions; they come from debug info.
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
-            "-Cdebuginfo=2\x1f-Clink-arg=--btf",
+            "-Cdebuginfo=2\x1f-Ctarget-cpu=v3\x1f-Clink-arg=--btf",
         ))?;
 
     let linked = target_dir.join(TARGET).join("release/overlay-ebpf");

@@ -8,17 +8,24 @@ pub const fn fold(mut sum: u32) -> u16 {
     sum as u16
 }
 
-/// The sum of `N` bytes (an even number) as big-endian 16-bit words, not folded.
+/// The sum of `N` bytes (an even number) as big-endian 16-bit words, folded to one. Added up as
+/// they lie in memory, which makes no difference but to the order of the result's bytes (RFC 1071
+/// section 2.B).
 #[inline(always)]
-pub fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
+pub const fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
     const { assert!(N.is_multiple_of(2)) }
-    let mut sum = 0;
-    let mut i = 0;
-    while i < N {
-        sum += u32::from(bytes[i]) << 8 | u32::from(bytes[i + 1]);
-        i += 2;
+    let mut sum: u64 = 0;
+    let mut rest = bytes.as_slice();
+    while let Some((word, more)) = rest.split_first_chunk() {
+        sum += u32::from_ne_bytes(*word) as u64;
+        rest = more;
     }
-    sum
+    if let Some(half) = rest.first_chunk() {
+        sum += u16::from_ne_bytes(*half) as u64;
+    }
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    u16::from_be(fold(sum as u32)) as u32
 }
 
 /// The checksum after one 16-bit word of what it covers changed (RFC 1624, equation 3).

@@ -142,19 +142,32 @@ pub const fn is_group(mac: &Mac) -> bool {
     mac[0] & 1 != 0
 }
 
+/// Four bytes as they lie in memory, at `AT`. Read at once wherever the compiler knows that they are
+/// aligned; put together from single bytes, as in `[a[0], a[1], …]`, they often are not.
+#[inline(always)]
+pub const fn word<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u32 {
+    const { assert!(AT + 4 <= N) }
+    match bytes.split_at(AT).1.first_chunk() {
+        Some(word) => u32::from_ne_bytes(*word),
+        None => 0, // refused above
+    }
+}
+
+/// Two bytes; see [`word`].
+#[inline(always)]
+pub const fn half<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u16 {
+    const { assert!(AT + 2 <= N) }
+    match bytes.split_at(AT).1.first_chunk() {
+        Some(half) => u16::from_ne_bytes(*half),
+        None => 0, // refused above
+    }
+}
+
 /// True when the two addresses are the same. Written out so that it stays a few instructions in
 /// BPF, where `==` on arrays becomes a call.
 #[inline(always)]
 pub const fn mac_eq(a: &Mac, b: &Mac) -> bool {
-    let (x, y) = (
-        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
-        u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-    );
-    let (v, w) = (
-        u16::from_ne_bytes([a[4], a[5]]),
-        u16::from_ne_bytes([b[4], b[5]]),
-    );
-    x == y && v == w
+    half::<0, 6>(a) == half::<0, 6>(b) && word::<2, 6>(a) == word::<2, 6>(b)
 }
 
 /// True when the two addresses are the same; see [`mac_eq`].
@@ -168,9 +181,9 @@ pub const fn ip_eq(a: &Ip16, b: &Ip16) -> bool {
 #[inline(always)]
 pub const fn words(ip: &Ip16) -> [u32; 4] {
     [
-        u32::from_ne_bytes([ip[0], ip[1], ip[2], ip[3]]),
-        u32::from_ne_bytes([ip[4], ip[5], ip[6], ip[7]]),
-        u32::from_ne_bytes([ip[8], ip[9], ip[10], ip[11]]),
-        u32::from_ne_bytes([ip[12], ip[13], ip[14], ip[15]]),
+        word::<0, 16>(ip),
+        word::<4, 16>(ip),
+        word::<8, 16>(ip),
+        word::<12, 16>(ip),
     ]
 }

@@ -1,5 +1,7 @@
 //! Frames from the underlay. Nothing in them is trusted.
 
+use core::hint::black_box;
+
 use super::{EcnRewrite, Eth, Frame, Tables, Verdict, admitted};
 use crate::checksum;
 use crate::counters::DropReason;
@@ -200,8 +202,8 @@ fn datagram<'t, F: Frame, T: Tables, R>(
         let exact = ip.len + ETH_LEN as u32 == frame.total_len()
             && ip.len == udp_len + header_len
             && frame.gso_size() == 0;
-        let exact = exact.then_some(udp_len);
-        let unsound = check_echo(frame, tables, config, &outer, exact)?;
+        let exact_len = if exact { udp_len } else { 0 };
+        let unsound = check_echo(frame, tables, &outer, exact_len)?;
         let family = ip.family;
         return Ok(act(Verdict::EchoReply { family, unsound }));
     }
@@ -209,20 +211,23 @@ fn datagram<'t, F: Frame, T: Tables, R>(
 }
 
 /// Refuses what is on VNI 0 and no echo request, whose lengths agree exactly: `udp_len` is the UDP
-/// header's then. Returns whether it is a checksum probe and its checksum wrong.
-#[inline(always)]
+/// header's then, and 0 when they don't. Returns whether it is a checksum probe and its checksum
+/// wrong.
+///
+/// A function of its own: what it reads need not be on every frame's stack.
+#[inline(never)]
 fn check_echo<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
-    config: &Config,
     outer: &Outer,
-    udp_len: Option<u32>,
+    udp_len: u32,
 ) -> Result<bool, DropReason> {
     const MALFORMED: DropReason = DropReason::MalformedEcho;
+    // It stays where it is: its fields would be more arguments than there can be.
+    let outer = black_box(outer);
     tables.vtep(&outer.src).ok_or(DropReason::UnknownVtep)?;
-    let udp_len = udp_len.ok_or(MALFORMED)?;
     let [to_group, _] = frame.load(0).ok_or(MALFORMED)?;
-    if to_group & 1 != 0 {
+    if udp_len == 0 || to_group & 1 != 0 {
         return Err(MALFORMED);
     }
     let message = outer.family.outer_len();
@@ -240,6 +245,7 @@ fn check_echo<F: Frame, T: Tables>(
     if be16(datagram[6], datagram[7]) == 0 {
         return Err(MALFORMED);
     }
+    let config = tables.config().ok_or(MALFORMED)?;
     let sum = checksum::sum(&outer.src)
         + checksum::sum(&config.vtep)
         + u32::from(PROTO_UDP)
