@@ -181,7 +181,7 @@ impl Bed {
             count.with_context(|| format!("status tells no {stat}: {status}"))
         };
         Ok(Some(Counted {
-            encapsulated: count(&first, "encapsulated")?,
+            encapsulated: count(&first, "encapsulated")? + count(&first, "to-seal")?,
             decapsulated: count(&second, "decapsulated")?,
             punted: count(&first, "punted")? + count(&second, "punted")?,
         }))
@@ -191,7 +191,7 @@ impl Bed {
 /// Frames by what became of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Counted {
-    /// By host1.
+    /// By host1; those that were to be sealed then, too.
     pub encapsulated: u64,
     /// By host2.
     pub decapsulated: u64,
