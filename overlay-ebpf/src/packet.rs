@@ -89,7 +89,9 @@ impl<const N: usize> Buffer<N> {
                 i += 4;
             }
             if i + 2 <= N {
-                to.add(i).cast::<u16>().write(from.add(i).cast::<u16>().read());
+                to.add(i)
+                    .cast::<u16>()
+                    .write(from.add(i).cast::<u16>().read());
                 i += 2;
             }
             if i < N {
