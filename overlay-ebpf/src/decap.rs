@@ -9,7 +9,7 @@ use overlay_common::counters::DropReason;
 use overlay_common::verdict::{EcnRewrite, Frame};
 use overlay_common::wire::{ETH_LEN, ETH_P_IPV6, Family, IPV4_LEN, IPV6_LEN, be16};
 
-use crate::packet::{Packet, Skb, Xdp};
+use crate::packet::{Buffer, Packet, Skb, Xdp};
 
 /// Taking the outer headers off.
 pub trait Decap: Packet {
@@ -48,7 +48,8 @@ impl Decap for Skb {
     #[inline(always)]
     fn decap(&mut self, family: Family) -> Result<(), DropReason> {
         let outer_len = family.outer_len();
-        let eth: [u8; ETH_LEN] = self.load(outer_len).ok_or(DropReason::Helper)?;
+        let mut room = Buffer::<ETH_LEN>::new();
+        let eth = self.fill(outer_len, &mut room).ok_or(DropReason::Helper)?;
         // The kernel must know the protocol that is left, or it drops super-packets of another one
         // than is outside. Before 6.3 it does not know these flags: there they are lost, but only a
         // veth brings such here.
@@ -65,13 +66,13 @@ impl Decap for Skb {
         let inner_ip = outer_len + ETH_LEN;
         pad(self, (inner_ip + kept) as u32)?;
         if flag != 0 && shrink(self, outer_len, flag).is_ok() {
-            return self.store(0, &eth);
+            return self.store(0, eth);
         }
         if matches!(family, Family::V6) {
             pad(self, (inner_ip + IPV6_LEN) as u32)?;
         }
         shrink(self, outer_len, 0)?;
-        self.store(0, &eth)
+        self.store(0, eth)
     }
 }
 

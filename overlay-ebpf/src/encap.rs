@@ -11,7 +11,7 @@ use overlay_common::outer::{OuterV4, OuterV6};
 use overlay_common::verdict::Frame;
 use overlay_common::wire::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, IPV6_LEN, OUTER_V4_LEN, OUTER_V6_LEN};
 
-use crate::packet::{Packet, Skb, Xdp};
+use crate::packet::{Buffer, Packet, Skb, Xdp};
 
 /// Why a frame got no outer headers.
 pub enum EncapError {
@@ -109,7 +109,8 @@ impl Encap for Skb {
             return Err(EncapError::Unable);
         }
         let inner_len = self.total_len();
-        let eth: [u8; ETH_LEN] = self.load(0).ok_or(DropReason::Helper)?;
+        let mut room = Buffer::<ETH_LEN>::new();
+        let eth = self.fill(0, &mut room).ok_or(DropReason::Helper)?;
         // SAFETY: `ctx` is the program's own context; no packet pointer is held.
         let result =
             unsafe { bpf_skb_adjust_room(self.ctx, H::LEN as i32, BPF_ADJ_ROOM_MAC, flags) };
@@ -119,7 +120,7 @@ impl Encap for Skb {
             return Err(EncapError::Unable);
         }
         outer.write(self, inner_len)?;
-        self.store(H::LEN, &eth)?;
+        self.store(H::LEN, eth)?;
         Ok(())
     }
 

@@ -239,7 +239,11 @@ fn finish<P: Encap + Decap + Rewrite + Mirror>(
         if policed != 0 {
             admitted(&packet, verdict)?;
         }
-        carry_out(&mut packet, verdict, origin)
+        match *verdict {
+            // What most frames are, without a call in between.
+            Verdict::Encap { .. } => send(&mut packet, verdict, origin),
+            _ => carry_out(&mut packet, verdict, origin),
+        }
     });
     match done {
         Ok(action) => action,
@@ -269,7 +273,7 @@ fn carry_out<P: Encap + Decap + Rewrite + Mirror>(
         Verdict::Pass => Ok(P::PASS),
         Verdict::Drop(reason) => Err(reason),
         Verdict::Punt { reason, vni } => hand_over(packet, origin, reason, vni),
-        Verdict::Encap { .. } => send(packet, verdict, origin),
+        Verdict::Encap { .. } => Err(DropReason::Helper), // sent before
         Verdict::Return { ref mac, .. } => {
             packet.store(0, mac)?;
             send(packet, verdict, origin)

@@ -6,6 +6,7 @@
 //! that is replaced or deleted stays as it was for whoever still looks at it.
 
 use core::arch::asm;
+use core::hint::assert_unchecked;
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -90,6 +91,15 @@ fn add_one(counters: &PerCpuArray<u64>, index: u32) {
     }
 }
 
+/// Reminds the compiler, which has forgotten it behind the lookup, that it may read the addresses in
+/// an entry by words.
+#[inline(always)]
+fn aligned<T>(entry: &T) -> &T {
+    // SAFETY: a reference's address is a multiple of its type's alignment.
+    unsafe { assert_unchecked((&raw const *entry).is_aligned()) };
+    entry
+}
+
 /// The maps as the verdicts see them.
 pub struct Maps;
 
@@ -97,7 +107,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn config(&self) -> Option<&Config> {
         // An array's elements exist, as zeros, before they are written.
-        OVL_CONFIG.get(0).filter(|config| config.punt_ifindex != 0)
+        OVL_CONFIG
+            .get(0)
+            .map(aligned)
+            .filter(|config| config.punt_ifindex != 0)
     }
 
     // SAFETY of the lookups: a program runs inside an RCU read section. Without preallocation the
@@ -108,7 +121,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn port(&self, ifindex: u32) -> Option<&PortEntry> {
         // SAFETY: as above.
-        unsafe { OVL_PORTS.get(ifindex) }
+        unsafe { OVL_PORTS.get(ifindex) }.map(aligned)
     }
 
     #[inline(always)]
@@ -120,7 +133,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn fdb(&self, key: &FdbKey) -> Option<&FdbEntry> {
         // SAFETY: as above.
-        unsafe { OVL_FDB.get(key) }
+        unsafe { OVL_FDB.get(key) }.map(aligned)
     }
 
     #[inline(always)]
@@ -132,7 +145,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn vtep(&self, ip: &Ip16) -> Option<&VtepEntry> {
         // SAFETY: as above.
-        unsafe { OVL_VTEPS.get(ip) }
+        unsafe { OVL_VTEPS.get(ip) }.map(aligned)
     }
 
     // Unlike the others it keeps room for all its elements and uses them again. An entry that

@@ -179,6 +179,16 @@ impl Frame for Xdp {
     }
 
     #[inline(always)]
+    fn read<const N: usize, R>(
+        &self,
+        offset: usize,
+        take: impl FnOnce(&[u8; N]) -> R,
+    ) -> Option<R> {
+        self.fill(offset, &mut Buffer::new())
+            .map(|bytes| take(bytes))
+    }
+
+    #[inline(always)]
     fn total_len(&self) -> u32 {
         self.len
     }
@@ -304,6 +314,16 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn read<const N: usize, R>(
+        &self,
+        offset: usize,
+        take: impl FnOnce(&[u8; N]) -> R,
+    ) -> Option<R> {
+        self.fill(offset, &mut Buffer::new())
+            .map(|bytes| take(bytes))
+    }
+
+    #[inline(always)]
     fn total_len(&self) -> u32 {
         // SAFETY: `ctx` is the program's own context.
         unsafe { (*self.ctx).len }
@@ -403,14 +423,15 @@ impl Packet for Skb {
         // The short way leaves out the port's own receive path, so the packet type must be right
         // already: behind a port it says that the frame is for somebody else. The protocol must
         // be, too, and after decapsulation it may still be the outer one.
-        let ethertype: [u8; 2] = self.load(ETH_LEN - 2).ok_or(DropReason::Helper)?;
-        let ethertype = be16(ethertype[0], ethertype[1]);
-        let protocol_at = match ethertype {
-            ETH_P_IP => ETH_LEN + 9,
-            ETH_P_IPV6 => ETH_LEN + 6,
+        let Some(h) = self.load::<12>(ETH_LEN - 2) else {
+            return self.redirect(port);
+        };
+        let ethertype = be16(h[0], h[1]);
+        let protocol = match ethertype {
+            ETH_P_IP => h[2 + 9],
+            ETH_P_IPV6 => h[2 + 6],
             _ => return self.redirect(port),
         };
-        let [protocol] = self.load(protocol_at).ok_or(DropReason::Helper)?;
         if ethertype != self.protocol() || (protocol == PROTO_TCP && self.is_bulk(port)) {
             return self.redirect(port);
         }

@@ -2,7 +2,7 @@
 //! only writer; the programs only read (counters and entrances excepted).
 
 use crate::esp;
-use crate::wire::{Ip16, Mac, UNSPECIFIED, ip_eq};
+use crate::wire::{Ip16, Mac, MacHalves, UNSPECIFIED, ip_eq};
 
 /// Declares that a type is plain bytes the agent may put into a BPF map, and proves its size.
 macro_rules! pod {
@@ -199,8 +199,8 @@ impl NetworkEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FdbKey {
     vni: u32,
-    mac: Mac,
-    _zero: [u8; 2],
+    mac: MacHalves,
+    _zero: u16,
 }
 pod!(FdbKey, 12);
 
@@ -208,11 +208,13 @@ impl FdbKey {
     /// The key of `mac` on the network `vni` (host order).
     #[inline(always)]
     pub const fn new(vni: u32, mac: Mac) -> FdbKey {
-        FdbKey {
-            vni,
-            mac,
-            _zero: [0; 2],
-        }
+        FdbKey::of(vni, MacHalves::of(&mac))
+    }
+
+    /// The same of what a frame has.
+    #[inline(always)]
+    pub const fn of(vni: u32, mac: MacHalves) -> FdbKey {
+        FdbKey { vni, mac, _zero: 0 }
     }
 
     /// The network, host order.
@@ -222,7 +224,7 @@ impl FdbKey {
 
     /// The address.
     pub const fn mac(&self) -> Mac {
-        self.mac
+        self.mac.mac()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::layout::{Config, VtepEntry};
 use crate::punt;
 use crate::wire::{
     ETH_P_IP, ETH_P_IPV6, Ip16, Mac, OUTER_V4_LEN, OUTER_V6_LEN, PROTO_UDP, UDP_LEN,
-    VXLAN_FLAG_VNI, VXLAN_LEN, unmap_v4,
+    VXLAN_FLAG_VNI, VXLAN_LEN, half, unmap_v4,
 };
 
 /// What is behind the outer Ethernet header of a frame with IPv4 outside.
@@ -79,74 +79,57 @@ impl OuterV4 {
     #[inline(always)]
     pub fn to_bytes(&self, inner_len: u32) -> [u8; OUTER_V4_LEN] {
         let udp_len = udp_len(inner_len);
-        let ip_len = udp_len.wrapping_add(20);
-        let [l0, l1] = ip_len.to_be_bytes();
-        let (s, d) = (self.src, self.dst);
-        let mut ip = [
-            0x45, self.tos, l0, l1, 0, 0, 0x40, 0, 64, 17, 0, 0, s[0], s[1], s[2], s[3], d[0],
-            d[1], d[2], d[3],
-        ];
-        let [c0, c1] = (!checksum::fold(checksum::sum(&ip))).to_be_bytes();
-        ip[10] = c0;
-        ip[11] = c1;
-        let [t0, t1] = ETH_P_IP.to_be_bytes();
-        let [sp0, sp1] = self.src_port.to_be_bytes();
-        let [dp0, dp1] = self.dst_port.to_be_bytes();
-        let [u0, u1] = udp_len.to_be_bytes();
+        let (dm, sm) = (&self.dst_mac, &self.src_mac);
         let [_, v0, v1, v2] = self.vni.to_be_bytes();
-        let (dm, sm) = (self.dst_mac, self.src_mac);
-        [
-            dm[0],
-            dm[1],
-            dm[2],
-            dm[3],
-            dm[4],
-            dm[5],
-            sm[0],
-            sm[1],
-            sm[2],
-            sm[3],
-            sm[4],
-            sm[5],
-            t0,
-            t1,
+        // As they lie in memory, two bytes each: of single ones a BPF program would have to put
+        // every word together.
+        let ip = [
+            u16::from_ne_bytes([0x45, self.tos]),
+            udp_len.wrapping_add(20).to_be(),
+            0,
+            0x4000_u16.to_be(), // don't fragment
+            u16::from_ne_bytes([64, PROTO_UDP]),
+            half(&self.src, 0),
+            half(&self.src, 2),
+            half(&self.dst, 0),
+            half(&self.dst, 2),
+        ];
+        let sum = ip.iter().fold(0, |sum, word| sum + *word as u32);
+        let halves = [
+            half(dm, 0),
+            half(dm, 2),
+            half(dm, 4),
+            half(sm, 0),
+            half(sm, 2),
+            half(sm, 4),
+            ETH_P_IP.to_be(),
             ip[0],
             ip[1],
             ip[2],
             ip[3],
             ip[4],
+            !checksum::fold(sum),
             ip[5],
             ip[6],
             ip[7],
             ip[8],
-            ip[9],
-            ip[10],
-            ip[11],
-            ip[12],
-            ip[13],
-            ip[14],
-            ip[15],
-            ip[16],
-            ip[17],
-            ip[18],
-            ip[19],
-            sp0,
-            sp1,
-            dp0,
-            dp1,
-            u0,
-            u1,
+            self.src_port.to_be(),
+            self.dst_port.to_be(),
+            udp_len.to_be(),
             0,
+            u16::from_ne_bytes([VXLAN_FLAG_VNI, 0]),
             0,
-            VXLAN_FLAG_VNI,
-            0,
-            0,
-            0,
-            v0,
-            v1,
-            v2,
-            0,
-        ]
+            u16::from_ne_bytes([v0, v1]),
+            u16::from_ne_bytes([v2, 0]),
+        ];
+        let mut bytes = [0; OUTER_V4_LEN];
+        let (pairs, _) = bytes.as_chunks_mut();
+        let mut i = 0;
+        while i < halves.len() {
+            pairs[i] = halves[i].to_ne_bytes();
+            i += 1;
+        }
+        bytes
     }
 }
 

@@ -142,24 +142,64 @@ pub const fn is_group(mac: &Mac) -> bool {
     mac[0] & 1 != 0
 }
 
-/// Four bytes as they lie in memory, at `AT`. Read at once wherever the compiler knows that they are
-/// aligned; put together from single bytes, as in `[a[0], a[1], …]`, they often are not.
+/// The four bytes at `at`, where there must be so many, as they lie in memory. Read at once wherever
+/// the compiler knows that they are aligned; put together from single bytes, as in
+/// `[a[0], a[1], …]`, they often are not.
 #[inline(always)]
-pub const fn word<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u32 {
-    const { assert!(AT + 4 <= N) }
-    match bytes.split_at(AT).1.first_chunk() {
+pub const fn word<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    match bytes.split_at(at).1.first_chunk() {
         Some(word) => u32::from_ne_bytes(*word),
-        None => 0, // refused above
+        None => 0,
     }
 }
 
 /// Two bytes; see [`word`].
 #[inline(always)]
-pub const fn half<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u16 {
-    const { assert!(AT + 2 <= N) }
-    match bytes.split_at(AT).1.first_chunk() {
+pub const fn half<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+    match bytes.split_at(at).1.first_chunk() {
         Some(half) => u16::from_ne_bytes(*half),
-        None => 0, // refused above
+        None => 0,
+    }
+}
+
+/// A [`Mac`] in halves: as what programs compare and look up, because they would move its bytes one
+/// by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct MacHalves([u16; 3]);
+
+impl MacHalves {
+    /// That of a MAC.
+    #[inline(always)]
+    pub const fn of(mac: &Mac) -> MacHalves {
+        MacHalves::at(mac, 0)
+    }
+
+    /// The one that begins at `at`.
+    #[inline(always)]
+    pub const fn at<const N: usize>(bytes: &[u8; N], at: usize) -> MacHalves {
+        MacHalves([half(bytes, at), half(bytes, at + 2), half(bytes, at + 4)])
+    }
+
+    /// As bytes in wire order.
+    #[inline(always)]
+    pub const fn mac(&self) -> Mac {
+        let [x, y, z] = self.0;
+        let ([a, b], [c, d], [e, f]) = (x.to_ne_bytes(), y.to_ne_bytes(), z.to_ne_bytes());
+        [a, b, c, d, e, f]
+    }
+
+    /// True for a group address: multicast or broadcast.
+    #[inline(always)]
+    pub const fn is_group(&self) -> bool {
+        u16::from_be(self.0[0]) & 0x100 != 0
+    }
+
+    /// True when it is this one. Written out, as with [`ip_eq`].
+    #[inline(always)]
+    pub const fn is(&self, mac: &Mac) -> bool {
+        let other = MacHalves::of(mac).0;
+        self.0[0] == other[0] && self.0[1] == other[1] && self.0[2] == other[2]
     }
 }
 
@@ -167,7 +207,7 @@ pub const fn half<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u16 {
 /// BPF, where `==` on arrays becomes a call.
 #[inline(always)]
 pub const fn mac_eq(a: &Mac, b: &Mac) -> bool {
-    half::<0, 6>(a) == half::<0, 6>(b) && word::<2, 6>(a) == word::<2, 6>(b)
+    half(a, 0) == half(b, 0) && word(a, 2) == word(b, 2)
 }
 
 /// True when the two addresses are the same; see [`mac_eq`].
@@ -180,10 +220,5 @@ pub const fn ip_eq(a: &Ip16, b: &Ip16) -> bool {
 /// The four words of an address, as they lie in memory.
 #[inline(always)]
 pub const fn words(ip: &Ip16) -> [u32; 4] {
-    [
-        word::<0, 16>(ip),
-        word::<4, 16>(ip),
-        word::<8, 16>(ip),
-        word::<12, 16>(ip),
-    ]
+    [word(ip, 0), word(ip, 4), word(ip, 8), word(ip, 12)]
 }

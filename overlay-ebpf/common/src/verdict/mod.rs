@@ -35,14 +35,25 @@ use crate::policy::{self, PolicyEntry, Seen};
 use crate::punt::Reason;
 use crate::service;
 use crate::wire::{
-    ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, Family, IPV4_LEN, Ip16, Mac, PROTO_SCTP, PROTO_TCP,
-    PROTO_UDP, be16,
+    ETH_LEN, ETH_P_8021AD, ETH_P_8021Q, Family, IPV4_LEN, Ip16, Mac, MacHalves, PROTO_SCTP,
+    PROTO_TCP, PROTO_UDP, half,
 };
 
 /// Bytes of a frame, checked.
 pub trait Frame {
     /// `N` bytes at `offset`, or `None` when the frame ends before.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// What `take` makes of `N` bytes at `offset`, or `None` when the frame ends before. For what
+    /// is read in halves or words: moved about in an `Option`, bytes are not aligned.
+    #[inline(always)]
+    fn read<const N: usize, R>(
+        &self,
+        offset: usize,
+        take: impl FnOnce(&[u8; N]) -> R,
+    ) -> Option<R> {
+        self.load(offset).map(|bytes| take(&bytes))
+    }
 
     /// The whole frame's length in bytes, Ethernet header included.
     fn total_len(&self) -> u32;
@@ -290,19 +301,18 @@ pub struct EcnRewrite {
 
 /// An Ethernet header.
 struct Eth {
-    dst: Mac,
-    src: Mac,
+    dst: MacHalves,
+    src: MacHalves,
     ethertype: u16,
 }
 
 impl Eth {
     #[inline(always)]
-    fn new(h: [u8; ETH_LEN]) -> Eth {
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = h;
+    fn new(h: &[u8; ETH_LEN]) -> Eth {
         Eth {
-            dst: [d0, d1, d2, d3, d4, d5],
-            src: [s0, s1, s2, s3, s4, s5],
-            ethertype: be16(t0, t1),
+            dst: MacHalves::at(h, 0),
+            src: MacHalves::at(h, 6),
+            ethertype: u16::from_be(half(h, 12)),
         }
     }
 

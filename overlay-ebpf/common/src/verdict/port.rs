@@ -10,7 +10,7 @@ use crate::policy;
 use crate::punt::Reason;
 use crate::wire::{
     ARP_REQUEST, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ICMPV6_NS, IPV4_LEN, IPV6_LEN, Ip16,
-    PROTO_ICMPV6, UNSPECIFIED, be16, ip_eq, is_group, mac_eq, map_v4, words,
+    PROTO_ICMPV6, UNSPECIFIED, half, ip_eq, mac_eq, map_v4, word, words,
 };
 
 /// Decides about a frame that came in on the port with this ifindex.
@@ -38,11 +38,11 @@ where
     T: Tables,
 {
     let entry = tables.port(ifindex).ok_or(DropReason::UnknownPort)?;
-    let eth = Eth::new(frame.load(0).ok_or(DropReason::Truncated)?);
+    let eth = frame.read(0, Eth::new).ok_or(DropReason::Truncated)?;
     if eth.is_tagged() || frame.has_vlan_aside() {
         return Err(DropReason::InnerVlan);
     }
-    if !mac_eq(&eth.src, &entry.mac) {
+    if !eth.src.is(&entry.mac) {
         return Err(DropReason::SpoofedMac);
     }
     let port = Port {
@@ -60,6 +60,32 @@ where
     }
 }
 
+/// What is looked at of an inner IPv4 header.
+struct Ipv4 {
+    version_ihl: u8,
+    tos: u8,
+    /// Flags and offset, host order.
+    fragment: u16,
+    protocol: u8,
+    /// As they lie in memory.
+    src: u32,
+    dst: u32,
+}
+
+impl Ipv4 {
+    #[inline(always)]
+    fn new(h: &[u8; IPV4_LEN]) -> Ipv4 {
+        Ipv4 {
+            version_ihl: h[0],
+            tos: h[1],
+            fragment: u16::from_be(half(h, 6)),
+            protocol: h[9],
+            src: word(h, 12),
+            dst: word(h, 16),
+        }
+    }
+}
+
 /// A frame and the port that it came in on.
 struct Port<'f, 't, F, T> {
     frame: &'f F,
@@ -72,27 +98,26 @@ struct Port<'f, 't, F, T> {
 impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
     #[inline(always)]
     fn ipv4<R>(&self, act: impl FnOnce(Verdict<'t>) -> R) -> Result<R, DropReason> {
-        let h: [u8; IPV4_LEN] = self.frame.load(ETH_LEN).ok_or(DropReason::Truncated)?;
-        if h[0] >> 4 != 4 || h[0] & 0x0f < 5 {
+        let ip = self.frame.read(ETH_LEN, Ipv4::new);
+        let ip = ip.ok_or(DropReason::Truncated)?;
+        if ip.version_ihl >> 4 != 4 || ip.version_ihl & 0x0f < 5 {
             return Err(DropReason::InnerHeader);
         }
-        let src = u32::from_ne_bytes([h[12], h[13], h[14], h[15]]);
-        if src != u32::from_ne_bytes(self.entry.ip4) && !self.is_router() {
+        if ip.src != u32::from_ne_bytes(self.entry.ip4) && !self.is_router() {
             return Err(DropReason::SpoofedIp);
         }
         // More-fragments flag or an offset; options move the layer-4 header: hash addresses alone.
-        let fragment = be16(h[6], h[7]) & 0x3fff != 0;
-        let l4 = if fragment || h[0] != 0x45 {
+        let l4 = if ip.fragment & 0x3fff != 0 || ip.version_ihl != 0x45 {
             None
         } else {
             Some(ETH_LEN + IPV4_LEN)
         };
-        let dst = u32::from_ne_bytes([h[16], h[17], h[18], h[19]]);
         let meta = Meta {
-            tos: h[1],
-            hash: flow_hash(self.frame, mix(src, dst), h[9], l4),
+            tos: ip.tos,
+            hash: flow_hash(self.frame, mix(ip.src, ip.dst), ip.protocol, l4),
         };
-        self.forward(meta, wire_len(self.frame, IPV4_LEN, h[9]), act)
+        let len = wire_len(self.frame, IPV4_LEN, ip.protocol);
+        self.forward(meta, len, act)
     }
 
     #[inline(always)]
@@ -105,7 +130,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
         }
         let own = owns_ip6(self.entry, &src);
         // From `::` only what address configuration sends: it goes to groups.
-        let unconfigured = ip_eq(&src, &UNSPECIFIED) && is_group(&self.eth.dst);
+        let unconfigured = ip_eq(&src, &UNSPECIFIED) && self.eth.dst.is_group();
         if !own && !unconfigured && !self.is_router() {
             return Err(DropReason::SpoofedIp);
         }
@@ -123,7 +148,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
                 {
                     return Ok(act(Verdict::NdReply { mac: known.mac }));
                 }
-                if is_group(&self.eth.dst) {
+                if self.eth.dst.is_group() {
                     return Ok(act(self.punt(Reason::UnknownNeighbour)));
                 }
             } else if !owns_ip6(self.entry, &target) {
@@ -162,7 +187,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
             {
                 return Ok(act(Verdict::ArpReply { mac: known.mac }));
             }
-            if is_group(&self.eth.dst) {
+            if self.eth.dst.is_group() {
                 return Ok(act(self.punt(Reason::UnknownNeighbour)));
             }
         }
@@ -178,7 +203,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
         act: impl FnOnce(Verdict<'t>) -> R,
     ) -> Result<R, DropReason> {
         let vni = self.entry.vni;
-        let place = self.tables.fdb(&FdbKey::new(vni, self.eth.dst));
+        let place = self.tables.fdb(&FdbKey::of(vni, self.eth.dst));
         // What is for a service is decided about again, as for one of its tasks.
         let balanced = place.is_some_and(|place| place.is_service());
         if self.entry.rate != 0
@@ -196,7 +221,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
             policy::note_begun(self.frame, self.tables, vni);
         }
         let Some(entry) = place else {
-            let reason = if is_group(&self.eth.dst) {
+            let reason = if self.eth.dst.is_group() {
                 Reason::Flood
             } else {
                 Reason::UnknownDestination
@@ -218,7 +243,7 @@ impl<'t, F: Frame, T: Tables> Port<'_, 't, F, T> {
             if entry.is_router() {
                 return Ok(act(Verdict::Route {
                     ifindex,
-                    mac: self.eth.dst,
+                    mac: self.eth.dst.mac(),
                     answer: self.answer(),
                 }));
             }

@@ -12,7 +12,7 @@ use crate::outer::Meta;
 use crate::punt::Reason;
 use crate::wire::{
     ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, IPV4_LEN, IPV6_LEN, Ip16, PROTO_SCTP, PROTO_TCP,
-    PROTO_UDP, VXLAN_LEN, be16, mac_eq, map_v4, words,
+    PROTO_UDP, VXLAN_LEN, be16, map_v4, words,
 };
 
 /// UDP port of DNS.
@@ -121,7 +121,7 @@ pub fn note_entrance<F: Frame, T: Tables>(frame: &F, tables: &T, family: Family)
     let Some([v0, v1, v2, _]) = frame.load::<4>(outer_len - VXLAN_LEN + 4) else {
         return;
     };
-    let (eth, vni) = (Eth::new(eth), u32::from_be_bytes([0, v0, v1, v2]));
+    let (eth, vni) = (Eth::new(&eth), u32::from_be_bytes([0, v0, v1, v2]));
     let Some(network) = tables.network(vni) else {
         return;
     };
@@ -139,12 +139,12 @@ pub fn note_entrance<F: Frame, T: Tables>(frame: &F, tables: &T, family: Family)
         return;
     }
     if let Some(known) = tables.entrance(&flow)
-        && mac_eq(&known.mac, &eth.src)
+        && eth.src.is(&known.mac)
     {
         return;
     }
     let entry = EntranceEntry {
-        mac: eth.src,
+        mac: eth.src.mac(),
         _zero: [0; 2],
     };
     tables.set_entrance(&flow, &entry);
@@ -161,13 +161,13 @@ pub fn renew_entrance<F: Frame, T: Tables>(frame: &F, tables: &T, vni: u32) {
     let Some(eth) = frame.load(0) else {
         return;
     };
-    let eth = Eth::new(eth);
+    let eth = Eth::new(&eth);
     if let Some(flow) = flow(frame, ETH_LEN, eth.ethertype, vni, true)
         && let Some(known) = tables.entrance(&flow)
-        && !mac_eq(&known.mac, &eth.src)
+        && !eth.src.is(&known.mac)
     {
         let entry = EntranceEntry {
-            mac: eth.src,
+            mac: eth.src.mac(),
             _zero: [0; 2],
         };
         tables.set_entrance(&flow, &entry);
@@ -217,7 +217,7 @@ where
     } = *leaving;
     let entry = tables.port(port).ok_or(DropReason::UnknownPort)?;
     let vni = entry.vni;
-    let eth = Eth::new(frame.load(0).ok_or(DropReason::Truncated)?);
+    let eth = frame.read(0, Eth::new).ok_or(DropReason::Truncated)?;
     let reason = Reason::UnknownDestination;
     let Some(network) = tables.network(vni) else {
         return Ok(act(Verdict::Punt { reason, vni }));

@@ -11,7 +11,7 @@ use crate::outer::decap_ecn;
 use crate::punt::Reason;
 use crate::wire::{
     ETH_LEN, ETH_P_IP, ETH_P_IPV6, Family, IPV4_LEN, IPV6_LEN, Ip16, PROTO_UDP, UDP_LEN,
-    VXLAN_FLAG_VNI, VXLAN_LEN, be16, ip_eq, is_group, mac_eq, map_v4,
+    VXLAN_FLAG_VNI, VXLAN_LEN, be16, half, ip_eq, map_v4,
 };
 
 /// A checksum probe's UDP length. It is summed with its addresses as they are in tables: the prefix
@@ -102,7 +102,7 @@ fn over_ipv4<'t, F: Frame, T: Tables, R>(
         return Ok(act(Verdict::Pass));
     };
     // A VTEP sends neither IP options nor fragments (RFC 7348 section 4.3).
-    let fragment = be16(ip[6], ip[7]) & 0x3fff != 0;
+    let fragment = u16::from_be(half(&ip, 6)) & 0x3fff != 0;
     let dst = map_v4([ip[16], ip[17], ip[18], ip[19]]);
     if ip[0] != 0x45 || ip[9] != PROTO_UDP || fragment || !ip_eq(&dst, &config.vtep) {
         return Ok(act(Verdict::Pass));
@@ -132,13 +132,17 @@ fn over_ipv6<'t, F: Frame, T: Tables, R>(
     if !ip_eq(&dst, &config.vtep) {
         return Ok(act(Verdict::Pass));
     }
-    let (Some(h), Some(src)) = (frame.load::<8>(ETH_LEN), frame.load::<16>(ETH_LEN + 8)) else {
+    // One after the other: of two that were loaded together, one is not there where the other fails.
+    let Some(h) = frame.load::<8>(ETH_LEN) else {
         return Ok(act(Verdict::Pass));
     };
     // A VTEP sends neither extension headers nor fragments, which have one.
     if h[0] >> 4 != 6 || h[6] != PROTO_UDP {
         return Ok(act(Verdict::Pass));
     }
+    let Some(src) = frame.load::<16>(ETH_LEN + 8) else {
+        return Ok(act(Verdict::Pass));
+    };
     let ip = OuterIp {
         family: Family::V6,
         src,
@@ -263,10 +267,12 @@ fn inner<'t, F: Frame, T: Tables, R>(
 ) -> Result<R, DropReason> {
     let vni = outer.vni;
     let outer_len = outer.family.outer_len();
-    let eth = Eth::new(frame.load(outer_len).ok_or(DropReason::Truncated)?);
+    let eth = frame
+        .read(outer_len, Eth::new)
+        .ok_or(DropReason::Truncated)?;
     // An entry is there only while its VTEP and its network are known, and only for one address:
     // whoever is found behind the sender needs no other check.
-    let source = tables.fdb(&FdbKey::new(vni, eth.src));
+    let source = tables.fdb(&FdbKey::of(vni, eth.src));
     let answer = match source {
         Some(source) if source.is_backend() => vni,
         _ => 0,
@@ -283,8 +289,8 @@ fn inner<'t, F: Frame, T: Tables, R>(
     if eth.is_tagged() {
         return Err(DropReason::InnerVlan);
     }
-    let Some(destination) = tables.fdb(&FdbKey::new(vni, eth.dst)) else {
-        let reason = if is_group(&eth.dst) {
+    let Some(destination) = tables.fdb(&FdbKey::of(vni, eth.dst)) else {
+        let reason = if eth.dst.is_group() {
             Reason::Flood
         } else {
             Reason::UnknownDestination
@@ -340,7 +346,7 @@ fn refuse_sender<T: Tables>(
     if eth.is_tagged() {
         return Err(DropReason::InnerVlan);
     }
-    if is_group(&eth.src) || mac_eq(&eth.src, &[0; 6]) {
+    if eth.src.is_group() || eth.src.is(&[0; 6]) {
         return Err(DropReason::InnerSource);
     }
     if found {
