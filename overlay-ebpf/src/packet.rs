@@ -78,7 +78,8 @@ impl<const N: usize> Buffer<N> {
         let to = self.as_mut_ptr();
         let mut i = 0;
         // SAFETY: in all of these, what is read ends at N or before, and both sides have N bytes.
-        // The buffer is aligned for eight bytes, and `i` is a multiple of what is written.
+        // The buffer is aligned for eight bytes, and `i` is a multiple of what is written. Frames
+        // begin at even addresses and all offsets in them are even, so pairs are aligned there, too.
         unsafe {
             while i + 8 <= N {
                 to.add(i).cast::<u64>().write(read_8(from.add(i)));
@@ -112,8 +113,8 @@ impl<const N: usize> Buffer<N> {
     }
 }
 
-// Words of a packet, wherever it begins: the kernel lets a program read and write them on processors
-// that can (x86, arm64), the compiler would do it byte by byte.
+// Words of a packet, wherever it begins: the kernel lets a program read them on processors that can
+// (x86, arm64), the compiler would do it byte by byte.
 
 /// Reads eight bytes.
 ///
@@ -173,11 +174,6 @@ impl Xdp {
 }
 
 impl Frame for Xdp {
-    #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.fill(offset, &mut Buffer::new()).map(|bytes| *bytes)
-    }
-
     #[inline(always)]
     fn read<const N: usize, R>(
         &self,
@@ -308,11 +304,6 @@ impl Skb {
 }
 
 impl Frame for Skb {
-    #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.fill(offset, &mut Buffer::new()).map(|bytes| *bytes)
-    }
-
     #[inline(always)]
     fn read<const N: usize, R>(
         &self,

@@ -218,8 +218,12 @@ fn policy_of(judge: &Judge, bytes: &Bytes<'_>, view: &View<'_>) -> Option<String
 struct Bytes<'a>(&'a [u8]);
 
 impl Frame for Bytes<'_> {
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.0.get(offset..)?.first_chunk().copied()
+    fn read<const N: usize, R>(
+        &self,
+        offset: usize,
+        take: impl FnOnce(&[u8; N]) -> R,
+    ) -> Option<R> {
+        self.0.get(offset..)?.first_chunk().map(take)
     }
 
     fn total_len(&self) -> u32 {

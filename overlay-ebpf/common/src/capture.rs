@@ -3,6 +3,7 @@
 //! part in it.
 
 use crate::layout::pod;
+use crate::wire::word;
 
 /// Where a frame is when it is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,18 +113,15 @@ impl Header {
 
     /// Reads one.
     pub fn from_bytes(bytes: &[u8; Header::LEN]) -> Header {
-        let word = |at: usize| {
-            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-        };
         let [a, b, c, d, e, f, g, h, ..] = *bytes;
         Header {
             time_ns: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            place: word(8),
-            ifindex: word(12),
-            detail: word(16),
-            len: word(20),
-            copied: word(24),
-            gso_size: word(28),
+            place: word(bytes, 8),
+            ifindex: word(bytes, 12),
+            detail: word(bytes, 16),
+            len: word(bytes, 20),
+            copied: word(bytes, 24),
+            gso_size: word(bytes, 28),
         }
     }
 }

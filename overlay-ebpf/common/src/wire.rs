@@ -207,7 +207,7 @@ impl MacHalves {
 /// BPF, where `==` on arrays becomes a call.
 #[inline(always)]
 pub const fn mac_eq(a: &Mac, b: &Mac) -> bool {
-    half(a, 0) == half(b, 0) && word(a, 2) == word(b, 2)
+    MacHalves::of(a).is(b)
 }
 
 /// True when the two addresses are the same; see [`mac_eq`].

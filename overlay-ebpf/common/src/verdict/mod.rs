@@ -41,18 +41,15 @@ use crate::wire::{
 
 /// Bytes of a frame, checked.
 pub trait Frame {
-    /// `N` bytes at `offset`, or `None` when the frame ends before.
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
-
     /// What `take` makes of `N` bytes at `offset`, or `None` when the frame ends before. For what
     /// is read in halves or words: moved about in an `Option`, bytes are not aligned.
+    fn read<const N: usize, R>(&self, offset: usize, take: impl FnOnce(&[u8; N]) -> R)
+    -> Option<R>;
+
+    /// `N` bytes at `offset`, or `None` when the frame ends before.
     #[inline(always)]
-    fn read<const N: usize, R>(
-        &self,
-        offset: usize,
-        take: impl FnOnce(&[u8; N]) -> R,
-    ) -> Option<R> {
-        self.load(offset).map(|bytes| take(&bytes))
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.read(offset, |bytes| *bytes)
     }
 
     /// The whole frame's length in bytes, Ethernet header included.

@@ -37,8 +37,12 @@ impl<'a> Slice<'a> {
 }
 
 impl Frame for Slice<'_> {
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.bytes.get(offset..)?.first_chunk().copied()
+    fn read<const N: usize, R>(
+        &self,
+        offset: usize,
+        take: impl FnOnce(&[u8; N]) -> R,
+    ) -> Option<R> {
+        self.bytes.get(offset..)?.first_chunk().map(take)
     }
 
     fn total_len(&self) -> u32 {
